@@ -1,0 +1,170 @@
+"""Settings of the appliance: one TOML file, overridable by environment variables.
+
+`--config FILE`, else `$VERBATIM_CONFIG`, else `/etc/verbatim/verbatim.toml` if it exists. An environment
+variable `VERBATIM_STORE__URL` overrides `url` in `[store]`. Unknown names are errors. The README lists every setting.
+"""
+
+import os
+import tomllib
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from appliance.errors import MalformedInput
+
+DEFAULT_CONFIG = Path("/etc/verbatim/verbatim.toml")
+Network = IPv4Network | IPv6Network
+Seconds = Annotated[float, Field(gt=0)]
+Bytes = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(Section):
+    """What happens to flows to a destination. The longest network wins, then port, then protocol."""
+
+    to: Network
+    port: int = Field(0, ge=0, le=65535, description="0: any")
+    protocol: Literal["any", "tcp", "udp", "icmp"] = "any"
+    lane: Literal["tap", "relay", "refuse"] = "tap"
+    unbound: bool = Field(False, description="open to agents without a lease; recorded as unbound")
+
+    @model_validator(mode="after")
+    def _port_needs_protocol(self) -> Self:
+        if self.port and self.protocol not in ("tcp", "udp"):
+            raise ValueError("a rule with a port needs protocol = 'tcp' or 'udp'")
+        return self
+
+
+class Wire(Section):
+    agents: tuple[str, ...] = Field((), description="names of the agent-facing interfaces")
+    upstream: tuple[str, ...] = Field((), description="names of the upstream-facing interfaces")
+    bpffs: Path = Field(Path("/sys/fs/bpf/verbatim"), description="where programs, maps and ring are pinned")
+    ring_bytes: Bytes = Field(16 * 2**20, description="a power of two, pages of 4 KiB")
+    max_flows: Bytes = 65536
+    max_leases: Bytes = 16384
+    flow_idle: Seconds = Field(3600.0, description="a TCP flow without packets ends after this")
+    datagram_idle: Seconds = Field(60.0, description="the same for UDP and ICMP")
+    refusal_interval: Seconds = Field(1.0, description="between two refusal records of one source and reason")
+    table: str = Field("verbatim", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="name of the nftables table")
+
+    @field_validator("ring_bytes")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value < 65536 or value & (value - 1):
+            raise ValueError("ring_bytes must be a power of two of at least 65536")
+        return value
+
+
+class Journal(Section):
+    segment_bytes: Bytes = 64 * 2**20
+    max_bytes: Bytes = Field(4 * 2**30, description="traffic stalls before the journal grows past this")
+    min_free_bytes: Bytes = Field(512 * 2**20, description="traffic stalls before the disk has less left than this")
+    durability: Literal["page-cache", "fsync"] = "page-cache"
+
+
+class Record(Section):
+    """Limits of the recorder."""
+
+    max_sessions: Bytes = Field(65536, description="open sessions held in memory")
+    max_buffer: Bytes = Field(4 * 2**20, description="out-of-order bytes kept per direction")
+    idle: Seconds = Field(3600.0, description="a session without packets ends after this, in recorded time")
+    datagram_idle: Seconds = 60.0
+    snapshot: Seconds = Field(5.0, description="between two snapshots of the recorder's state")
+    max_body: Bytes = Field(1 * 2**20, description="bytes of one decoded body or text kept for search")
+
+
+class Store(Section):
+    url: str = Field("", description="of a ClickHouse server, http(s)://user:password@host:port/database; empty: embedded")
+    listen: str = Field("127.0.0.1:0", description="address of the embedded store; port 0: any free one")
+
+
+class Api(Section):
+    listen: tuple[str, ...] = Field(("127.0.0.1:8443",), description="addresses of the HTTPS API; [v6]:port for IPv6")
+    names: tuple[str, ...] = Field((), description="further names and addresses in its certificate")
+
+
+class Issuer(Section):
+    """An OpenID provider whose access tokens are accepted."""
+
+    issuer: str
+    audience: tuple[str, ...] = Field(min_length=1)
+    jwks_uri: str = Field("", description="empty: from the issuer's discovery document")
+    ca: Path | None = Field(None, description="PEM file to verify the issuer's TLS certificate with; empty: system")
+    algorithms: tuple[str, ...] = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
+    jwks_refresh: Seconds = Field(300.0, description="keys are fetched again after this")
+    jwks_max_stale: Seconds = Field(3600.0, description="keys older than this are not used when the issuer is down")
+    leeway: Annotated[float, Field(ge=0, le=300)] = 10.0
+    groups_claim: str = "groups"
+    roles_claim: str = "roles"
+
+    @field_validator("algorithms")
+    @classmethod
+    def _asymmetric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        allowed = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+        if not value or set(value) - allowed:
+            raise ValueError(f"algorithms must be some of {', '.join(sorted(allowed))}")
+        return value
+
+
+class Leases(Section):
+    max_seconds: Seconds = Field(3600.0, description="a lease ends with its token, or after this")
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="VERBATIM_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    data: Path = Field(Path("/var/lib/verbatim"), description="the folder of everything that the appliance keeps")
+    node: str = Field("gateway", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="this gateway's name in every record")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    wire: Wire = Wire()
+    journal: Journal = Journal()
+    record: Record = Record()
+    store: Store = Store()
+    api: Api = Api()
+    leases: Leases = Leases()
+    issuers: tuple[Issuer, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+
+def load(config: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings; `overrides` (for example `data`) win over file and environment.
+
+    Raises `MalformedInput` naming the file, the setting and what it should be.
+    """
+    named = config or (Path(os.environ["VERBATIM_CONFIG"]) if os.environ.get("VERBATIM_CONFIG") else None)
+    path = named or DEFAULT_CONFIG
+    values: dict[str, Any] = {}
+    if named or path.exists():
+        try:
+            values = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise MalformedInput(f"{path}: {error.strerror}; name a readable file with --config") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise MalformedInput(f"{path}: not TOML: {error}") from error
+    try:
+        settings = Settings(**values)
+        return settings.model_copy(update={k: v for k, v in overrides.items() if v is not None})
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()
+        )
+        raise MalformedInput(f"{path if values else 'environment'}: {faults}") from error

@@ -1,0 +1,59 @@
+"""Dissectors turn the two byte streams of a session into messages. One file a protocol.
+
+They are sans-IO: no socket, no file, no clock. Bytes in, `Message` and `Redaction` out, with byte ranges that point
+into the streams. They never raise on captured bytes: what cannot be understood becomes a message with a flag
+(`malformed`, `truncated`), and the stream's bytes are kept by the caller in any case.
+
+A dissector's state is plain, picklable data (no generators, no compressor objects), bounded by named maximums.
+`settled(direction)` tells up to which offset its bytes are final: no later `Redaction` will cover bytes before it.
+The caller stores bytes only up to there, so that a credential that arrives in pieces is never stored in part.
+"""
+
+from enum import Enum
+from typing import Any, Protocol
+
+from appliance.model import Direction, Message, Redaction
+
+Output = list[Message | Redaction]
+
+
+class Match(Enum):
+    """Verdict of a detector on the first bytes of both directions."""
+
+    NO = 0
+    MORE = 1  # could still become this protocol
+    YES = 2
+
+
+class Dissector(Protocol):
+    """One session's dissector. `protocol` names it; `attrs` is metadata of the session known so far (JSON values).
+
+    `opaque` is true once the bytes that follow are encrypted. `successor` names the dissector to hand both
+    directions to from here on (HTTP upgrade, TLS after SSLRequest); None while there is none.
+    """
+
+    protocol: str
+    attrs: dict[str, Any]
+    opaque: bool
+    successor: str | None
+
+    @staticmethod
+    def detect(client: bytes, server: bytes) -> Match:
+        """Judge by the first bytes of both directions (either may be empty). Must answer NO or YES on 4 KiB or more."""
+        ...
+
+    def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
+        """Take the next bytes of one direction."""
+        ...
+
+    def gap(self, direction: Direction, length: int, ts_ns: int) -> Output:
+        """`length` bytes of this direction are lost. Offsets go on behind them; resynchronise or degrade."""
+        ...
+
+    def close(self, direction: Direction, ts_ns: int) -> Output:
+        """This direction ended. What is buffered comes out, flagged `truncated`."""
+        ...
+
+    def settled(self, direction: Direction) -> int:
+        """Offset before which no byte will be redacted any more."""
+        ...

@@ -1,0 +1,251 @@
+"""Mirror of `bpf/wire.h`: the record in the ring and the values of the maps, packed and unpacked.
+
+Little-endian, as on every machine that the appliance supports. The names are those of the C header, which documents
+each field. `tests/wire/test_abi.py` compares names, offsets and sizes with what the C compiler makes of the header.
+"""
+
+import struct
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import ClassVar, Self
+
+ABI = 1
+
+
+class Kind(IntEnum):
+    PACKET = 1
+    REFUSAL = 2
+    FLOW_END = 3
+
+
+class Lane(IntEnum):
+    REFUSE = 0
+    TAP = 1
+    RELAY = 2
+
+
+class Side(IntEnum):
+    CLIENT = 0
+    SERVER = 1
+
+
+class Role(IntEnum):
+    AGENT = 1
+    UPSTREAM = 2
+
+
+class Reason(IntEnum):
+    NONE = 0
+    RING_FULL = 1
+    JOURNAL_FULL = 2
+    FLOWS_FULL = 3
+    NO_FLOW = 4
+    MALFORMED = 5
+    FRAGMENT = 6
+    NO_LEASE = 16
+    LEASE_EXPIRED = 17
+    LEASE_CHANGED = 18
+    NO_RULE = 19
+    RULE = 20
+    RELAY = 21
+    QUIC = 22
+    PROTOCOL = 23
+    INBOUND = 24
+    UNREADABLE = 25
+
+
+class FlowEnd(IntEnum):
+    LIVE = 0
+    FIN = 1
+    RST = 2
+    IDLE = 3
+    CUT = 4
+
+
+RECORD_F_VLAN = 0x01
+RECORD_F_GSO = 0x02
+RECORD_F_FRAGMENT = 0x04
+RECORD_F_UNBOUND = 0x08
+RECORD_F_CUT = 0x10
+RECORD_F_RELATED = 0x20
+
+SIDE_F_SYN = 0x01
+SIDE_F_FIN = 0x02
+SIDE_F_RST = 0x04
+SIDE_F_ACKED = 0x08
+SIDE_F_SEEN = 0x10
+
+MARK_RECORDED = 0x56420001
+MARK_REFUSED = 0x56420002
+
+
+def pack_address(address: str | IPv4Address | IPv6Address) -> bytes:
+    """16 bytes in network order; IPv4 as v4-mapped IPv6 (RFC 4291 §2.5.5.2)."""
+    parsed = ip_address(address) if isinstance(address, str) else address
+    return parsed.packed if parsed.version == 6 else b"\0" * 10 + b"\xff\xff" + parsed.packed
+
+
+def unpack_address(packed: bytes) -> str:
+    """The usual text form; a v4-mapped address as dotted IPv4."""
+    address = IPv6Address(packed)
+    return str(address.ipv4_mapped or address)
+
+
+class Packed:
+    """A dataclass whose fields are those of a C struct without padding, in order."""
+
+    LAYOUT: ClassVar[struct.Struct]
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> Self:
+        return cls(*cls.LAYOUT.unpack_from(data, offset))
+
+    def pack(self) -> bytes:
+        return self.LAYOUT.pack(*(getattr(self, field.name) for field in fields(self)))  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class Record(Packed):
+    """struct record. What follows it: `length` bytes."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<8BIIQQQQ16s16sHHIIHBBIHHHHI")
+
+    version: int
+    kind: int
+    lane: int
+    side: int
+    family: int
+    protocol: int
+    reason: int
+    flags: int
+    ifindex: int
+    length: int
+    time: int
+    lease: int
+    flow: int
+    count: int
+    source: bytes
+    destination: bytes
+    source_port: int
+    destination_port: int
+    seq: int
+    ack: int
+    window: int
+    tcp_flags: int
+    reserved: int
+    payload: int
+    gso_size: int
+    gso_segs: int
+    header: int
+    vlan: int
+    spare: int = 0
+
+
+@dataclass(slots=True)
+class SideState(Packed):
+    """struct side_state."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQQQIIIBBH")
+
+    packets: int = 0
+    bytes: int = 0
+    refused: int = 0
+    refused_bytes: int = 0
+    isn: int = 0
+    next: int = 0
+    acked: int = 0
+    flags: int = 0
+    scale: int = 0
+    reserved: int = 0
+
+
+@dataclass(slots=True)
+class FlowKey(Packed):
+    """struct flow_key."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<16s16sHHBBH")
+
+    source: bytes
+    destination: bytes
+    source_port: int
+    destination_port: int
+    protocol: int
+    family: int
+    reserved: int = 0
+
+
+@dataclass(slots=True)
+class Flow:
+    """struct flow: the head, then one `SideState` per side."""
+
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQQIBBBB")
+    SIZE: ClassVar[int] = 32 + 2 * SideState.LAYOUT.size
+
+    start: int
+    last: int
+    lease: int
+    rule: int
+    lane: int
+    end: int
+    flags: int
+    client: SideState
+    server: SideState
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> Self:
+        *head, _ = cls.HEAD.unpack_from(data, offset)
+        first = offset + cls.HEAD.size
+        return cls(*head, SideState.unpack(data, first), SideState.unpack(data, first + SideState.LAYOUT.size))
+
+    def pack(self) -> bytes:
+        head = self.HEAD.pack(self.start, self.last, self.lease, self.rule, self.lane, self.end, self.flags, 0)
+        return head + self.client.pack() + self.server.pack()
+
+
+@dataclass(slots=True)
+class LeaseValue(Packed):
+    """struct lease."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQQ")
+
+    id: int
+    expires: int
+    reserved: int = 0
+
+
+@dataclass(slots=True)
+class RuleKey(Packed):
+    """struct rule_key. `port` is two bytes in network order."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBB2s16s")
+
+    prefixlen: int
+    family: int
+    protocol: int
+    port: bytes
+    network: bytes
+
+
+@dataclass(slots=True)
+class RuleValue(Packed):
+    """struct rule."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBBBB")
+
+    id: int
+    lane: int
+    unbound: int
+    prefix: int
+    reserved: int = 0
+
+
+@dataclass(slots=True)
+class SettingsValue(Packed):
+    """struct settings."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIQ")
+
+    stalled: int
+    reserved: int
+    refusal_interval: int

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the kernel and user space share: the record in the ring and the values of the maps.
+ * appliance/wire/abi.py mirrors this file; tests/wire/test_abi.py compares both layouts.
+ *
+ * Addresses are 16 bytes in network order, IPv4 as v4-mapped IPv6 (::ffff:a.b.c.d).
+ * Ports, sequence numbers, lengths and flags are in host order. Times are nanoseconds of
+ * CLOCK_BOOTTIME. No struct has implicit padding.
+ */
+#ifndef VERBATIM_WIRE_H
+#define VERBATIM_WIRE_H
+
+#define WIRE_ABI 1
+
+enum record_kind {
+	RECORD_PACKET = 1,   /* a forwarded packet: header, then the packet from its IP header on */
+	RECORD_REFUSAL = 2,  /* refused packets of one source and reason: header, then the first bytes of the last one */
+	RECORD_FLOW_END = 3, /* a flow ended: header, then struct flow */
+};
+
+enum lane { LANE_REFUSE = 0, LANE_TAP = 1, LANE_RELAY = 2 };
+
+enum side { SIDE_CLIENT = 0, SIDE_SERVER = 1 }; /* client: the initiator of the flow; also the index of flow.sides */
+
+enum role { ROLE_AGENT = 1, ROLE_UPSTREAM = 2 };
+
+/* Why a packet was not forwarded. Those up to REASON_LAST_SILENT are dropped without an answer, so that TCP
+ * retransmits; the others are answered with a reset (TCP) or "administratively prohibited" (the rest). */
+enum reason {
+	REASON_NONE = 0,
+	REASON_RING_FULL = 1,
+	REASON_JOURNAL_FULL = 2,
+	REASON_FLOWS_FULL = 3,
+	REASON_NO_FLOW = 4,       /* from upstream, no flow known */
+	REASON_MALFORMED = 5,
+	REASON_FRAGMENT = 6,
+	REASON_LAST_SILENT = 15,
+	REASON_NO_LEASE = 16,
+	REASON_LEASE_EXPIRED = 17,
+	REASON_LEASE_CHANGED = 18, /* the flow began under another lease */
+	REASON_NO_RULE = 19,
+	REASON_RULE = 20,          /* the rule's lane is refuse */
+	REASON_RELAY = 21,         /* the rule's lane is relay and no relay serves it */
+	REASON_QUIC = 22,
+	REASON_PROTOCOL = 23,      /* neither TCP, nor UDP, nor ICMP of a known flow */
+	REASON_INBOUND = 24,       /* a new flow from upstream */
+	REASON_UNREADABLE = 25,    /* an encapsulation or extension header that the program cannot read */
+	REASON_COUNT = 26,
+};
+
+/* record.flags */
+#define RECORD_F_VLAN 0x01     /* record.vlan holds the tag control information */
+#define RECORD_F_GSO 0x02      /* a super-packet: its IP length may be 0, its checksums partial */
+#define RECORD_F_FRAGMENT 0x04
+#define RECORD_F_UNBOUND 0x08  /* opened by a rule without a lease */
+#define RECORD_F_CUT 0x10      /* fewer packet bytes follow than the packet had (refusals only) */
+#define RECORD_F_RELATED 0x20  /* an ICMP error about a known flow */
+
+/* skb->mark, set on arrival; the interlock forwards MARK_RECORDED only, and answers MARK_REFUSED. */
+#define MARK_RECORDED 0x56420001
+#define MARK_REFUSED 0x56420002
+
+struct record { /* 112 bytes */
+	__u8 version; /* WIRE_ABI */
+	__u8 kind;
+	__u8 lane;
+	__u8 side; /* who sent the packet */
+	__u8 family; /* 4 or 6; 0 unknown */
+	__u8 protocol; /* IP protocol number of the transport */
+	__u8 reason;
+	__u8 flags;
+	__u32 ifindex;
+	__u32 length; /* bytes that follow this header */
+	__u64 time;
+	__u64 lease; /* 0: none */
+	__u64 flow; /* time of the flow's first packet; with the addresses and ports it names the flow. 0: none */
+	__u64 count; /* refusals: packets since the last record of this source and reason */
+	__u8 source[16];
+	__u8 destination[16];
+	__u16 source_port;
+	__u16 destination_port;
+	__u32 seq;
+	__u32 ack;
+	__u16 window;
+	__u8 tcp_flags;
+	__u8 reserved;
+	__u32 payload; /* transport payload bytes */
+	__u16 gso_size;
+	__u16 gso_segs;
+	__u16 header; /* bytes from the IP header to the transport payload */
+	__u16 vlan;
+	__u32 spare;
+};
+
+struct side_state { /* 48 bytes, one per direction, counted after recording */
+	__u64 packets;
+	__u64 bytes; /* transport payload, retransmissions included */
+	__u64 refused; /* packets */
+	__u64 refused_bytes;
+	__u32 isn; /* sequence number of the SYN, or of the first segment seen */
+	__u32 next; /* highest sequence number sent, plus one */
+	__u32 acked; /* highest acknowledgement that the other side sent for this side's bytes */
+	__u8 flags; /* SIDE_F_* */
+	__u8 scale; /* TCP window scale of its SYN */
+	__u16 reserved;
+};
+
+#define SIDE_F_SYN 0x01
+#define SIDE_F_FIN 0x02
+#define SIDE_F_RST 0x04
+#define SIDE_F_ACKED 0x08 /* .acked is valid */
+#define SIDE_F_SEEN 0x10  /* .isn and .next are valid */
+
+enum flow_end { FLOW_LIVE = 0, FLOW_FIN = 1, FLOW_RST = 2, FLOW_IDLE = 3, FLOW_CUT = 4 };
+
+struct flow_key { /* 40 bytes, as the client sends */
+	__u8 source[16];
+	__u8 destination[16];
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 protocol;
+	__u8 family;
+	__u16 reserved;
+};
+
+struct flow { /* 128 bytes */
+	__u64 start;
+	__u64 last;
+	__u64 lease;
+	__u32 rule;
+	__u8 lane;
+	__u8 end; /* enum flow_end */
+	__u8 flags; /* RECORD_F_UNBOUND */
+	__u8 reserved;
+	struct side_state sides[2];
+};
+
+struct lease { /* 24 bytes; map leases, keyed by the agent's address */
+	__u64 id;
+	__u64 expires;
+	__u64 reserved;
+};
+
+/* Map rules, a longest-prefix-match trie. prefixlen counts all bits before the address (32) plus the network's.
+ * A port or protocol of 0 means any: the program looks up (protocol, port), (protocol, 0) and (0, 0) and takes the
+ * longest network; among equals the most specific. */
+struct rule_key { /* 24 bytes */
+	__u32 prefixlen;
+	__u8 family;
+	__u8 protocol;
+	__u16 port; /* network order */
+	__u8 network[16];
+};
+
+struct rule { /* 8 bytes */
+	__u32 id; /* its number in the configuration, from 1 */
+	__u8 lane;
+	__u8 unbound; /* 1: no lease needed */
+	__u8 prefix; /* length of the network, 0 to 128 */
+	__u8 reserved;
+};
+
+struct settings { /* 16 bytes; map settings, one element */
+	__u32 stalled; /* not 0: refuse everything, the journal is full */
+	__u32 reserved;
+	__u64 refusal_interval; /* ns between two refusal records of one source and reason */
+};
+
+#endif
