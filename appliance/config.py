@@ -19,6 +19,7 @@ DEFAULT_CONFIG = Path("/etc/verbatim/verbatim.toml")
 Network = IPv4Network | IPv6Network
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
 
 
 class Section(BaseModel):
@@ -28,10 +29,12 @@ class Section(BaseModel):
 class Rule(Section):
     """What happens to flows to a destination. The longest network wins, then port, then protocol."""
 
-    to: Network
+    to: Network = Field(description="destination network")
     port: int = Field(0, ge=0, le=65535, description="0: any")
-    protocol: Literal["any", "tcp", "udp", "icmp"] = "any"
-    lane: Literal["tap", "relay", "refuse"] = "tap"
+    protocol: Literal["any", "tcp", "udp", "icmp"] = Field("any", description="of the transport")
+    lane: Literal["tap", "relay", "refuse"] = Field(
+        "tap", description="tap: record and forward; refuse; relay is reserved and refuses"
+    )
     unbound: bool = Field(False, description="open to agents without a lease; recorded as unbound")
 
     @model_validator(mode="after")
@@ -46,8 +49,8 @@ class Wire(Section):
     upstream: tuple[str, ...] = Field((), description="names of the upstream-facing interfaces")
     bpffs: Path = Field(Path("/sys/fs/bpf/verbatim"), description="where programs, maps and ring are pinned")
     ring_bytes: Bytes = Field(16 * 2**20, description="a power of two, pages of 4 KiB")
-    max_flows: Bytes = 65536
-    max_leases: Bytes = 16384
+    max_flows: Count = Field(65536, description="flows at one time; new ones beyond are refused")
+    max_leases: Count = Field(16384, description="leases at one time")
     flow_idle: Seconds = Field(3600.0, description="a TCP flow without packets ends after this")
     datagram_idle: Seconds = Field(60.0, description="the same for UDP and ICMP")
     refusal_interval: Seconds = Field(1.0, description="between two refusal records of one source and reason")
@@ -62,25 +65,29 @@ class Wire(Section):
 
 
 class Journal(Section):
-    segment_bytes: Bytes = 64 * 2**20
+    segment_bytes: Bytes = Field(64 * 2**20, description="size of one journal file")
     max_bytes: Bytes = Field(4 * 2**30, description="traffic stalls before the journal grows past this")
     min_free_bytes: Bytes = Field(512 * 2**20, description="traffic stalls before the disk has less left than this")
-    durability: Literal["page-cache", "fsync"] = "page-cache"
+    durability: Literal["page-cache", "fsync"] = Field(
+        "page-cache", description="what a write must reach before the ring is freed; fsync survives power loss"
+    )
 
 
 class Record(Section):
     """Limits of the recorder."""
 
-    max_sessions: Bytes = Field(65536, description="open sessions held in memory")
+    max_sessions: Count = Field(65536, description="open sessions held in memory")
     max_buffer: Bytes = Field(4 * 2**20, description="out-of-order bytes kept per direction")
     idle: Seconds = Field(3600.0, description="a session without packets ends after this, in recorded time")
-    datagram_idle: Seconds = 60.0
+    datagram_idle: Seconds = Field(60.0, description="the same for UDP and ICMP")
     snapshot: Seconds = Field(5.0, description="between two snapshots of the recorder's state")
     max_body: Bytes = Field(1 * 2**20, description="bytes of one decoded body or text kept for search")
 
 
 class Store(Section):
-    url: str = Field("", description="of a ClickHouse server, http(s)://user:password@host:port/database; empty: embedded")
+    url: str = Field(
+        "", description="of a ClickHouse server, http(s)://user:password@host:port/database; empty: embedded"
+    )
     listen: str = Field("127.0.0.1:0", description="address of the embedded store; port 0: any free one")
 
 
@@ -92,16 +99,18 @@ class Api(Section):
 class Issuer(Section):
     """An OpenID provider whose access tokens are accepted."""
 
-    issuer: str
-    audience: tuple[str, ...] = Field(min_length=1)
+    issuer: str = Field(description="as in the token's iss claim")
+    audience: tuple[str, ...] = Field(min_length=1, description="one of these must be in the token's aud claim")
     jwks_uri: str = Field("", description="empty: from the issuer's discovery document")
     ca: Path | None = Field(None, description="PEM file to verify the issuer's TLS certificate with; empty: system")
-    algorithms: tuple[str, ...] = ("RS256", "PS256", "ES256", "ES384", "EdDSA")
+    algorithms: tuple[str, ...] = Field(
+        ("RS256", "PS256", "ES256", "ES384", "EdDSA"), description="signature algorithms that are accepted"
+    )
     jwks_refresh: Seconds = Field(300.0, description="keys are fetched again after this")
     jwks_max_stale: Seconds = Field(3600.0, description="keys older than this are not used when the issuer is down")
-    leeway: Annotated[float, Field(ge=0, le=300)] = 10.0
-    groups_claim: str = "groups"
-    roles_claim: str = "roles"
+    leeway: float = Field(10.0, ge=0, le=300, description="seconds that clocks may differ")
+    groups_claim: str = Field("groups", description="name of the claim that lists groups")
+    roles_claim: str = Field("roles", description="name of the claim that lists roles in this API")
 
     @field_validator("algorithms")
     @classmethod
@@ -117,13 +126,11 @@ class Leases(Section):
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="VERBATIM_", env_nested_delimiter="__", extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix="VERBATIM_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     data: Path = Field(Path("/var/lib/verbatim"), description="the folder of everything that the appliance keeps")
     node: str = Field("gateway", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="this gateway's name in every record")
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="JSON lines on standard error")
     wire: Wire = Wire()
     journal: Journal = Journal()
     record: Record = Record()
@@ -165,6 +172,8 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
         return settings.model_copy(update={k: v for k, v in overrides.items() if v is not None})
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()
+            f"{'.'.join(str(part) for part in fault['loc'])}: "
+            + ("no such setting" if fault["type"] == "extra_forbidden" else fault["msg"])
+            for fault in error.errors()
         )
         raise MalformedInput(f"{path if values else 'environment'}: {faults}") from error

@@ -115,26 +115,30 @@ class Keys:
     def _refresh(self, now: float) -> None:
         self.tried = now
         try:
-            uri = self.issuer.jwks_uri or self._discover()
-            self.by_id = usable_keys(self.fetch(self.issuer, uri))
+            self.by_id = fetch_keys(self.issuer, self.fetch)
             self.fetched, self.failure = now, ""
         except Unavailable as error:
             self.failure = str(error)
 
-    def _discover(self) -> str:
-        url = get_well_known_url(self.issuer.issuer, external=True)
-        document = self.fetch(self.issuer, url)
-        if not isinstance(document, dict):
-            raise Unavailable(f"issuer {self.issuer.issuer}: its discovery document is not a JSON object")
-        metadata = OpenIDProviderMetadata(document)
-        try:
-            metadata.validate_issuer()
-            metadata.validate_jwks_uri()
-        except ValueError as error:
-            raise Unavailable(f"issuer {self.issuer.issuer}: its discovery document: {error}") from error
-        if document["issuer"] != self.issuer.issuer:
-            raise Unavailable(f"issuer {self.issuer.issuer}: its discovery document names another issuer")
-        return str(document["jwks_uri"])
+
+def fetch_keys(issuer: Issuer, fetch: Fetch = fetch_json) -> dict[str, Key]:
+    """The issuer's usable signature keys by key id, fetched now. Raises `Unavailable`."""
+    return usable_keys(fetch(issuer, issuer.jwks_uri or _discover(issuer, fetch)))
+
+
+def _discover(issuer: Issuer, fetch: Fetch) -> str:
+    document = fetch(issuer, get_well_known_url(issuer.issuer, external=True))
+    if not isinstance(document, dict):
+        raise Unavailable(f"issuer {issuer.issuer}: its discovery document is not a JSON object")
+    metadata = OpenIDProviderMetadata(document)
+    try:
+        metadata.validate_issuer()
+        metadata.validate_jwks_uri()
+    except ValueError as error:
+        raise Unavailable(f"issuer {issuer.issuer}: its discovery document: {error}") from error
+    if document["issuer"] != issuer.issuer:
+        raise Unavailable(f"issuer {issuer.issuer}: its discovery document names another issuer")
+    return str(document["jwks_uri"])
 
 
 def usable_keys(document: Any) -> dict[str, Key]:

@@ -1,0 +1,135 @@
+"""The FastAPI application and its HTTPS server."""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_address
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from pyroute2 import IPRoute
+
+from api import errors
+from api.deps import Parts
+from api.routes import ca, health, leases, records
+from appliance import __version__, log
+from appliance.config import Settings
+from appliance.errors import MalformedInput
+from appliance.identity import ca as authority
+from appliance.identity.oidc import Verifier
+from appliance.status import publish, run_folder, withdraw
+from appliance.store.client import open_store
+from appliance.wire.control import Client
+
+MAX_HEADERS = 32 * 1024
+SHUTDOWN_SECONDS = 5
+
+
+def create(parts: Parts) -> FastAPI:
+    """The application over `parts`."""
+    started = time.time()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_publish_each_second(parts.settings, started))
+        yield
+        task.cancel()
+        withdraw(parts.settings.data, "api")
+
+    app = FastAPI(
+        title="Verbatim",
+        version=__version__,
+        lifespan=lifespan,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": {"model": errors.ErrorBody}},
+    )
+    app.state.parts = parts
+    errors.install(app)
+    for router in (health.router, ca.router, leases.router, records.router):
+        app.include_router(router)
+    return app
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM. Raises `MalformedInput` when an address cannot be listened on."""
+    log.configure(settings.log_level)
+    ours = authority.load_or_create(settings.data, settings.node)
+    certificate, key = authority.api_certificate(ours, settings.data, names(settings))
+    wire = Client(run_folder(settings.data) / "wire.sock")
+    with open_store(settings, "reader") as store:
+        app = create(Parts(settings, Verifier(settings.issuers), ours, store, wire))
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            h11_max_incomplete_event_size=MAX_HEADERS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            ssl_certfile=str(certificate),
+            ssl_keyfile=str(key),
+            ssl_version=ssl.PROTOCOL_TLS_SERVER,
+            loop="uvloop",
+        )
+        sockets = [listen(address) for address in settings.api.listen]
+        structlog.get_logger().info("api listens", addresses=list(settings.api.listen), ca=ours.fingerprint)
+        uvicorn.Server(config).run(sockets=sockets)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`10.0.0.1:8443` or `[fd00::1]:8443` → host and port. Raises `MalformedInput`."""
+    host, _, port = address.rpartition(":")
+    try:
+        parsed = ip_address(host.removeprefix("[").removesuffix("]"))
+        if (parsed.version == 6) != host.startswith("[") or not 0 < int(port) < 65536:
+            raise ValueError
+    except ValueError as error:
+        raise MalformedInput(
+            f"api.listen: {address!r} is not an address; write 10.0.0.1:8443 or [fd00::1]:8443"
+        ) from error
+    return str(parsed), int(port)
+
+
+def listen(address: str) -> socket.socket:
+    host, port = split_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((host, port))
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        raise MalformedInput(f"api.listen: {address}: {error.strerror}; choose an address of this machine") from error
+    return listener
+
+
+def names(settings: Settings) -> list[str]:
+    """What the API's certificate must be valid for: its addresses, configured names, localhost."""
+    found = [*settings.api.names, settings.node, "localhost", "127.0.0.1", "::1"]
+    for address in settings.api.listen:
+        host = ip_address(split_address(address)[0])
+        found += local_addresses(host.version) if host.is_unspecified else [str(host)]
+    return found
+
+
+def local_addresses(version: int) -> list[str]:
+    """This machine's global addresses of one IP version."""
+    with IPRoute() as netlink:
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        found = [ip_address(message.get_attr("IFA_ADDRESS")) for message in netlink.get_addr(family=family)]
+    return [str(address) for address in found if not address.is_link_local]
+
+
+async def _publish_each_second(settings: Settings, started: float) -> None:
+    while True:
+        publish(settings.data, "api", {"listen": list(settings.api.listen), "uptime": time.time() - started})
+        await asyncio.sleep(1.0)

@@ -1,0 +1,71 @@
+"""What routes depend on: the verified caller, the caller's roles, the store, the wire process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from api.errors import Unauthenticated
+from appliance.config import Settings
+from appliance.errors import MalformedInput, Refused
+from appliance.identity.ca import Authority
+from appliance.identity.oidc import Verified, Verifier
+from appliance.store.client import Store
+from appliance.wire.control import Client
+
+READERS = frozenset({"auditor", "investigator", "admin"})
+ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The long-lived parts of the API process, made once at start."""
+
+    settings: Settings
+    verifier: Verifier
+    authority: Authority
+    store: Store
+    wire: Client
+
+
+def parts(request: Request) -> Parts:
+    found = request.app.state.parts
+    assert isinstance(found, Parts)
+    return found
+
+
+def peer(request: Request) -> str:
+    """The caller's address as the kernel saw it. Headers that claim another one are not read."""
+    if request.client is None:
+        raise MalformedInput("request: has no peer address")
+    address = ip_address(request.client.host.partition("%")[0])
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return str(mapped or address)
+
+
+def caller(request: Request) -> Verified:
+    """The verified bearer of the request's access token (RFC 6750 §2.1). Raises `Unauthenticated`."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthenticated("no access token; send 'Authorization: Bearer <token>'")
+    try:
+        return parts(request).verifier.verify(token.strip())
+    except (MalformedInput, Refused) as error:
+        raise Unauthenticated(str(error)) from error
+
+
+def with_role(roles: frozenset[str]) -> Callable[[Verified], Verified]:
+    def check(caller: Annotated[Verified, Depends(caller)]) -> Verified:
+        if not caller.roles & roles:
+            raise Refused(f"this needs one of the roles {', '.join(sorted(roles))}; ask your identity provider for it")
+        return caller
+
+    return check
+
+
+AnyParts = Annotated[Parts, Depends(parts)]
+Peer = Annotated[str, Depends(peer)]
+Caller = Annotated[Verified, Depends(caller)]
+Reader = Annotated[Verified, Depends(with_role(READERS))]

@@ -1,0 +1,5 @@
+"""`python -m appliance` is `verbatim`."""
+
+from appliance.cli import main
+
+main()

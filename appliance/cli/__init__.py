@@ -1,0 +1,52 @@
+"""The command line: `verbatim VERB`. `verbatim --help` lists the verbs, `verbatim VERB --help` explains one.
+
+Every verb takes `--json`: one JSON object a line on standard output and nothing else. Messages go to standard error.
+Exit codes: 0 done; 1 refused, not found or damaged; 2 wrong usage or malformed input; 3 a needed part does not answer.
+"""
+
+import sys
+
+import typer
+
+from appliance import __version__
+from appliance.cli import lease, records, services
+from appliance.errors import MalformedInput, Unavailable, VerbatimError
+
+app = typer.Typer(
+    name="verbatim",
+    help="Records what AI agents say to databases, APIs and shells, before it lets it pass.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"verbatim {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Exit codes: 0 done; 1 refused, not found or damaged; 2 malformed; 3 a needed part does not answer."""
+
+
+for verbs in (services, records):
+    verbs.register(app)
+app.add_typer(lease.app)
+
+
+def main() -> None:
+    """Entry point of the `verbatim` command."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except VerbatimError as error:
+        print(f"verbatim: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2 if isinstance(error, MalformedInput) else 3 if isinstance(error, Unavailable) else 1)

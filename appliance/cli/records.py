@@ -1,0 +1,292 @@
+"""Verbs over records: ingest, sessions, messages, stream, search, events, replay, export."""
+
+import base64
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from appliance import config
+from appliance.cli.output import Config, Data, Json, console, emit, errors, table
+from appliance.config import Settings
+from appliance.errors import MalformedInput, Refused
+from appliance.model import Direction
+from appliance.replay import pcapng, terminal
+from appliance.store import query
+from appliance.store.client import Store, open_store
+
+PAGE = 500  # rows fetched at a time
+SHOWN = 100  # rows printed unless --limit says more
+
+Session = Annotated[str, typer.Argument(metavar="SESSION", help="Session id, as 'verbatim sessions' prints it.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most so many.")]
+Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="RFC 3339, or 15m, 2h, 7d ago.")]
+Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="RFC 3339, or 15m, 2h, 7d ago.")]
+
+
+def register(app: typer.Typer) -> None:
+    for verb in (ingest, sessions, messages, stream, search, events, replay, export):
+        app.command()(verb)
+
+
+def ingest(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A pcap or pcapng capture.")],
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLAIMS", help="Who these sessions belong to: subject=…,issuer=…,client=…,run_id=… or JSON."
+        ),
+    ] = None,
+    config_file: Config = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Turn a capture file into sessions, by the same path as live traffic. Ingesting it again adds nothing."""
+    from appliance import ingest as capture
+
+    settings = config.load(config_file, data=data)
+    who = capture.parse_identity(identity) if identity is not None else None
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=json,
+    )
+    with bar:
+        task = bar.add_task(file.name, total=None)
+        summary = capture.ingest(
+            file, settings, identity=who, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    if json:
+        emit(summary.to_json())
+    else:
+        console.print(summary.sentence())
+
+
+def sessions(
+    protocol: Annotated[str, typer.Option(help="For example postgres, http1, tls, dns, raw.")] = "",
+    subject: Annotated[str, typer.Option(help="Who the session belongs to.")] = "",
+    run: Annotated[str, typer.Option("--run-id", help="The agent's task.")] = "",
+    address: Annotated[str, typer.Option(help="Client's or server's address.")] = "",
+    coverage: Annotated[str, typer.Option(help="complete, opaque, partial or one-sided.")] = "",
+    finding: Annotated[str, typer.Option(help="For example gap or overlap.")] = "",
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = SHOWN,
+    config_file: Config = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """List sessions, newest first."""
+    filters = query.SessionFilter(
+        protocol=protocol,
+        subject=subject,
+        run_id=run,
+        address=address,
+        coverage=coverage,
+        finding=finding,
+        since=since,
+        until=until,
+    )
+    with _reader(config_file, data) as store:
+        found = list(_pages(lambda size, cursor: query.sessions(store, filters, size, cursor), limit))
+    if json:
+        for session in found:
+            emit(session)
+        return
+    columns = ("session", "started", "who", "from", "to", "protocol", "bytes ↑ ↓", "coverage", "findings")
+    table(columns, (_row(session) for session in found))
+    _more(len(found), limit, "sessions")
+
+
+def messages(session: Session, config_file: Config = None, data: Data = None, json: Json = False) -> None:
+    """Print the messages of a session: queries and rows, requests and responses."""
+    with _reader(config_file, data) as store:
+        found = _find(store, session)
+        for message in _messages(store, UUID(found["session_id"])):
+            if json:
+                emit(message)
+            else:
+                turn = next(terminal.turns([message], terminal.parse_ns(found["started"])))
+                terminal.show(console, turn)
+
+
+def stream(
+    session: Session,
+    direction: Annotated[Direction, typer.Option(help="Whose bytes.")],
+    config_file: Config = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Write exactly the bytes that one side sent to standard output. Gaps are told on standard error."""
+    with _reader(config_file, data) as store:
+        found = _find(store, session)
+        expected = 0
+        for offset, piece in query.stream(store, UUID(found["session_id"]), direction):
+            if offset > expected:
+                errors.print(f"verbatim: bytes {expected} to {offset} were not recorded", soft_wrap=True)
+            expected = offset + len(piece)
+            if json:
+                emit({"offset": offset, "base64": base64.b64encode(piece).decode("ascii")})
+            else:
+                sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+def search(
+    terms: Annotated[str, typer.Argument(metavar="QUERY", help='Words, "phrases", field:value, AND, OR, NOT, ranges.')],
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = SHOWN,
+    config_file: Config = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Search what was said, newest first: verbatim search 'protocol:postgres AND customers'."""
+    with _reader(config_file, data) as store:
+        hits = list(_pages(lambda size, cursor: query.search(store, terms, since, until, size, cursor), limit))
+    if json:
+        for hit in hits:
+            emit(hit)
+        return
+    columns = ("time", "session", "who", "protocol", "kind", "found")
+    table(columns, (_hit(hit) for hit in hits))
+    _more(len(hits), limit, "messages")
+
+
+def events(
+    kind: Annotated[str, typer.Option(help="For example refusal, lease or journal-stalled.")] = "",
+    address: Annotated[str, typer.Option(help="The agent's.")] = "",
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = SHOWN,
+    config_file: Config = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """List what happened outside of sessions: refusals, leases, restarts, gaps."""
+    with _reader(config_file, data) as store:
+        found = list(_pages(lambda size, cursor: query.events(store, kind, address, since, until, size, cursor), limit))
+    if json:
+        for event in found:
+            emit(event)
+        return
+    table(("time", "kind", "address", "what"), ((e["time"], e["kind"], e["address"], e["text"]) for e in found))
+    _more(len(found), limit, "events")
+
+
+def replay(
+    session: Session,
+    pace: Annotated[float, typer.Option(min=0, help="1: as it happened; 2: twice as fast; 0: at once.")] = 0.0,
+    config_file: Config = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Print a session as a conversation with its timing."""
+    with _reader(config_file, data) as store:
+        found = _find(store, session)
+        conversation = terminal.turns(_messages(store, UUID(found["session_id"])), terminal.parse_ns(found["started"]))
+        if not json:
+            terminal.play(console, found, conversation, pace)
+            return
+        for turn in conversation:
+            emit(turn.to_json())
+
+
+def export(
+    session: Annotated[list[str], typer.Argument(metavar="SESSION...", help="Session ids.")],
+    file: Annotated[Path, typer.Option("--pcapng", metavar="FILE", help="Write packets that carry the same streams.")],
+    config_file: Config = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """Write sessions to a pcapng file for Wireshark, tshark and the like."""
+    if file.exists():
+        raise Refused(f"{file}: exists already; name a new file")
+    with _reader(config_file, data) as store:
+        found = [_find(store, one) for one in session]
+        packets = 0
+        with file.open("xb") as out:
+            pcapng.write_header(out)
+            for one in found:
+                ends = terminal.parse_ns(one["started"]), terminal.parse_ns(one["ended"])
+                packets += pcapng.write_session(out, one, *ends, query.chunks(store, UUID(one["session_id"])))
+    if json:
+        emit({"file": str(file), "sessions": len(found), "packets": packets})
+    else:
+        console.print(f"{file}: {len(found)} sessions, {packets} packets", soft_wrap=True)
+
+
+def _reader(config_file: Path | None, data: Path | None) -> Store:
+    settings: Settings = config.load(config_file, data=data)
+    if not settings.store.url and not settings.data.is_dir():
+        raise MalformedInput(f"{settings.data}: no such folder; name the appliance's data folder with --data")
+    return open_store(settings, "reader")
+
+
+def _find(store: Store, name: str) -> dict[str, Any]:
+    found = query.session(store, name)
+    if found is None:
+        raise Refused(f"session {name}: not found; 'verbatim sessions' lists them")
+    return found
+
+
+def _messages(store: Store, session: UUID) -> Iterator[dict[str, Any]]:
+    after: str | None = "-1"
+    while after is not None:
+        page = query.messages(store, session, int(after), PAGE)
+        yield from page.items
+        after = page.cursor
+
+
+def _pages(fetch: Callable[[int, str | None], query.Page], limit: int) -> Iterator[dict[str, Any]]:
+    cursor: str | None = None
+    while limit > 0:
+        page = fetch(min(limit, PAGE), cursor)
+        yield from page.items
+        limit -= len(page.items)
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+def _who(identity: dict[str, Any]) -> str:
+    return " ← ".join([*identity["act"], identity["subject"]]) if identity["subject"] else "unbound"
+
+
+def _row(session: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        session["session_id"],
+        session["started"][:23],
+        _who(session["identity"]),
+        session["client"]["address"],
+        terminal.end(session["server"]),
+        session["protocol"] or session["transport"],
+        f"{session['bytes']['client']} {session['bytes']['server']}",
+        session["coverage"],
+        ", ".join(session["findings"]),
+    )
+
+
+def _hit(hit: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        hit["time"][:23],
+        hit["session_id"],
+        _who(hit["session"]["identity"]),
+        hit["protocol"],
+        hit["kind"],
+        hit["snippet"],
+    )
+
+
+def _more(count: int, limit: int, what: str) -> None:
+    if count == 0:
+        errors.print(f"no {what}")
+    elif count >= limit:
+        errors.print(f"the first {count} {what}; --limit shows more")

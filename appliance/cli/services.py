@@ -1,0 +1,88 @@
+"""Verbs that run the appliance: up, its four processes, their state."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from appliance import config
+from appliance.cli import supervise
+from appliance.cli.output import Config, Data, Json, console, emit, facts
+from appliance.doctor import Level, examine
+from appliance.identity import ca as authority
+
+
+def register(app: typer.Typer) -> None:
+    for verb in (up, wire, record, store, api, doctor):
+        app.command()(verb)
+    app.command("ca")(show_ca)
+
+
+def up(config_file: Config = None, data: Data = None, json: Json = False) -> None:
+    """Run all processes of the appliance on this machine until interrupted (needs root)."""
+    raise typer.Exit(supervise.up(config.load(config_file, data=data), config_file, as_json=json))
+
+
+def wire(
+    config_file: Config = None,
+    data: Data = None,
+    teardown: Annotated[
+        bool, typer.Option(help="Detach and unpin everything, then end. Agents' traffic stops.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Attach the eBPF program, keep leases and rules, drain the ring into the journal (needs root)."""
+    from appliance.wire import daemon
+
+    settings = config.load(config_file, data=data)
+    if teardown:
+        daemon.teardown(settings)
+        if json:
+            emit({"torn_down": True})
+    else:
+        daemon.run(settings)
+
+
+def record(config_file: Config = None, data: Data = None, json: Json = False) -> None:
+    """Turn the journal into sessions and messages, and put them into the store."""
+    from appliance import record as recorder
+
+    recorder.run(config.load(config_file, data=data))
+
+
+def store(config_file: Config = None, data: Data = None, json: Json = False) -> None:
+    """Serve the embedded store on loopback."""
+    from appliance.store import service
+
+    service.run(config.load(config_file, data=data))
+
+
+def api(config_file: Config = None, data: Data = None, json: Json = False) -> None:
+    """Serve leases, search and streams over HTTPS."""
+    from api import app as service
+
+    service.run(config.load(config_file, data=data))
+
+
+def show_ca(config_file: Config = None, data: Data = None, json: Json = False) -> None:
+    """Print the appliance's CA certificate and fingerprint, for agents to trust."""
+    settings = config.load(config_file, data=data)
+    ours = authority.load_or_create(settings.data, settings.node)
+    if json:
+        emit({"fingerprint_sha256": ours.fingerprint, "pem": ours.pem.decode("ascii")})
+        return
+    console.print(ours.pem.decode("ascii"), end="")
+    facts((("SHA-256", ours.fingerprint), ("file", settings.data / "keys" / "ca.crt")))
+
+
+def doctor(config_file: Config = None, data: Data = None, json: Json = False) -> None:
+    """Check this machine and the appliance: what is wrong, and the remedy. Exit code 1 when something fails."""
+    findings = examine(config.load(config_file, data=data), root=os.geteuid() == 0)
+    if json:
+        for finding in findings:
+            emit(
+                {"check": finding.check, "level": finding.level.value, "found": finding.found, "remedy": finding.remedy}
+            )
+    else:
+        facts((f"{finding.level.value:<5} {finding.check}", finding.sentence) for finding in findings)
+    raise typer.Exit(1 if any(finding.level is Level.FAIL for finding in findings) else 0)
