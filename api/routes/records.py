@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 from fastapi.responses import StreamingResponse
 
 from api.deps import AnyParts, Parts, Reader
@@ -19,7 +19,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(max_length=1024, description="`next` of the page before")]
 Moment = Annotated[str | None, Query(max_length=64, description="RFC 3339, or 15m, 2h, 7d ago")]
 Name = Annotated[str, Query(max_length=512)]
-RANGE = re.compile(r"bytes=(\d{0,19})-(\d{0,19})", re.ASCII)
+RANGE = re.compile(r"bytes=(?=\d|-\d)(\d{0,19})-(\d{0,19})", re.ASCII)
 Bounds = tuple[int, int]
 
 
@@ -98,7 +98,7 @@ def stream(
         headers["Verbatim-Gaps"] = ", ".join(gaps[:100])
     bounds = _range(wanted, size)
     if bounds is None and wanted and RANGE.fullmatch(wanted):
-        return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+        raise HTTPException(416, f"range: not within the {size} recorded bytes", {"Content-Range": f"bytes */{size}"})
     start, end = bounds or (0, size)
     if bounds:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"

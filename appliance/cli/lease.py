@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
+import httpx2 as httpx
 import typer
 
 from appliance.cli.output import Json, emit, facts, table
