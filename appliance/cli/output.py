@@ -27,7 +27,10 @@ Data = Annotated[
     ),
 ]
 
-console = Console(highlight=False, markup=False, emoji=False)
+WHOLE = frozenset({"session", "lease"})  # columns that people copy
+PIPE_WIDTH = 4096  # columns when the output is no terminal: nothing is folded for a reader that is a program
+
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
@@ -37,10 +40,10 @@ def emit(value: Mapping[str, Any]) -> None:
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Print rows of captured or recorded values, made safe for the terminal."""
+    """Print rows of captured or recorded values, made safe for the terminal; ids are never folded."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", no_wrap=column in WHOLE)
     for row in rows:
         shown.add_row(*(Text(printable(str(value))) for value in row))
     if shown.row_count:

@@ -177,7 +177,7 @@ def events(
         for event in found:
             emit(event)
         return
-    table(("time", "kind", "address", "what"), ((e["time"], e["kind"], e["address"], e["text"]) for e in found))
+    table(("time", "kind", "address", "what"), ((e["time"][:23], e["kind"], e["address"], e["text"]) for e in found))
     _more(len(found), limit, "events")
 
 
@@ -263,7 +263,7 @@ def _who(identity: dict[str, Any]) -> str:
 def _row(session: dict[str, Any]) -> tuple[str, ...]:
     return (
         session["session_id"],
-        session["started"][:23],
+        session["started"][5:19],
         _who(session["identity"]),
         session["client"]["address"],
         terminal.end(session["server"]),
@@ -276,7 +276,7 @@ def _row(session: dict[str, Any]) -> tuple[str, ...]:
 
 def _hit(hit: dict[str, Any]) -> tuple[str, ...]:
     return (
-        hit["time"][:23],
+        hit["time"][5:19],
         hit["session_id"],
         _who(hit["session"]["identity"]),
         hit["protocol"],
