@@ -48,13 +48,41 @@ enum reason {
 	REASON_COUNT = 26,
 };
 
+/* Map counters, one u64 per CPU each: a reason below COUNTER_PACKETS, else one of these. */
+enum counter {
+	COUNTER_PACKETS = 32, /* recorded and forwarded */
+	COUNTER_BYTES = 33,   /* of these, from the IP header on */
+	COUNTER_LOCAL = 34,   /* passed to the stack unmarked: to the gateway itself, group and broadcast, hop limit used up */
+	COUNTER_FOREIGN = 35, /* dropped: the frame is addressed to another host's link-layer address */
+	COUNTER_NO_ROLE = 36, /* dropped: the interface is not in map interfaces */
+	COUNTER_UNREPORTED = 37, /* flows that ended without room for a FLOW_END record: flow.reported is 0 */
+	COUNTER_COUNT = 40,
+};
+
+/* The maps, in the order in which the program numbers them. */
+enum map {
+	MAP_LEASES = 0,     /* hash: u8[16] agent's address -> struct lease */
+	MAP_RULES = 1,      /* LPM trie: struct rule_key -> struct rule */
+	MAP_INTERFACES = 2, /* hash: u32 interface index -> u32 enum role */
+	MAP_LOCALS = 3,     /* hash: u8[16] address of the gateway -> u32, any value */
+	MAP_FLOWS = 4,      /* hash: struct flow_key -> struct flow */
+	MAP_COUNTERS = 5,   /* per-CPU array: u32 enum reason or enum counter -> u64 */
+	MAP_REFUSALS = 6,   /* LRU hash: struct refusal_key -> struct refusal */
+	MAP_SETTINGS = 7,   /* array of one struct settings */
+	MAP_RING = 8,       /* the ring */
+	MAP_SCRATCH = 9,    /* per-CPU array of one: the program's own */
+	MAP_META = 10,      /* array of one struct meta; not used by the program */
+	MAP_COUNT = 11,
+};
+
 /* record.flags */
 #define RECORD_F_VLAN 0x01     /* record.vlan holds the tag control information */
 #define RECORD_F_GSO 0x02      /* a super-packet: its IP length may be 0, its checksums partial */
 #define RECORD_F_FRAGMENT 0x04
 #define RECORD_F_UNBOUND 0x08  /* opened by a rule without a lease */
 #define RECORD_F_CUT 0x10      /* fewer packet bytes follow than the packet had (refusals only) */
-#define RECORD_F_RELATED 0x20  /* an ICMP error about a known flow */
+#define RECORD_F_RELATED 0x20  /* an ICMP error about a known flow, whose addresses, ports and protocol the record bears,
+				* in the direction in which the error travels; seq to payload are 0 */
 
 /* skb->mark, set on arrival; the interlock forwards MARK_RECORDED only, and answers MARK_REFUSED. */
 #define MARK_RECORDED 0x56420001
@@ -85,7 +113,7 @@ struct record { /* 112 bytes */
 	__u8 tcp_flags;
 	__u8 reserved;
 	__u32 payload; /* transport payload bytes */
-	__u16 gso_size;
+	__u16 gso_size; /* of a UDP super-packet: the payload is datagrams of this length, the last may be shorter */
 	__u16 gso_segs;
 	__u16 header; /* bytes from the IP header to the transport payload */
 	__u16 vlan;
@@ -113,6 +141,7 @@ struct side_state { /* 48 bytes, one per direction, counted after recording */
 
 enum flow_end { FLOW_LIVE = 0, FLOW_FIN = 1, FLOW_RST = 2, FLOW_IDLE = 3, FLOW_CUT = 4 };
 
+/* ICMP echo: the client's port is the identifier, the server's is 0. */
 struct flow_key { /* 40 bytes, as the client sends */
 	__u8 source[16];
 	__u8 destination[16];
@@ -131,19 +160,22 @@ struct flow { /* 128 bytes */
 	__u8 lane;
 	__u8 end; /* enum flow_end */
 	__u8 flags; /* RECORD_F_UNBOUND */
-	__u8 reserved;
+	__u8 reported; /* 1: its FLOW_END record is in the ring; 0 with .end set: there was no room, user space reports it */
 	struct side_state sides[2];
 };
 
 struct lease { /* 24 bytes; map leases, keyed by the agent's address */
-	__u64 id;
+	__u64 id; /* never 0 */
 	__u64 expires;
-	__u64 reserved;
+	__u32 ifindex; /* interface that the agent is behind; 0: any. The same address behind another one has no lease */
+	__u32 reserved;
 };
 
-/* Map rules, a longest-prefix-match trie. prefixlen counts all bits before the address (32) plus the network's.
+/* Map rules, a longest-prefix-match trie. prefixlen counts all bits before the address (32) plus the network's; IPv4
+ * networks are v4-mapped, so 96 bits longer: 10.0.0.0/8 has prefixlen 32 + 96 + 8 and prefix 96 + 8.
  * A port or protocol of 0 means any: the program looks up (protocol, port), (protocol, 0) and (0, 0) and takes the
- * longest network; among equals the most specific. */
+ * longest network; among equals the most specific. Protocol is the IP protocol number: ICMP is 1 in family 4, 58 in
+ * family 6. Echo is opened by a rule of its own protocol only: to it, (0, 0) can refuse but not open. */
 struct rule_key { /* 24 bytes */
 	__u32 prefixlen;
 	__u8 family;
@@ -158,6 +190,25 @@ struct rule { /* 8 bytes */
 	__u8 unbound; /* 1: no lease needed */
 	__u8 prefix; /* length of the network, 0 to 128 */
 	__u8 reserved;
+};
+
+struct refusal_key { /* 24 bytes */
+	__u8 source[16];
+	__u32 reason;
+	__u32 reserved;
+};
+
+/* Map refusals. An entry with a count that is older than the interval is a burst that ended: user space reports it. */
+struct refusal { /* 16 bytes */
+	__u64 recorded; /* time of the last record; 0: none */
+	__u64 count; /* packets since */
+};
+
+struct meta { /* 56 bytes; map meta, one element: what the pinned set was made of */
+	__u32 abi; /* WIRE_ABI */
+	__u32 reserved;
+	__u8 ring[16]; /* random, made with the ring */
+	__u8 program[32]; /* SHA-256 of the pinned program's sources */
 };
 
 struct settings { /* 16 bytes; map settings, one element */

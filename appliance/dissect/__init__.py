@@ -33,9 +33,15 @@ class Dissector(Protocol):
     """
 
     protocol: str
-    attrs: dict[str, Any]
     opaque: bool
     successor: str | None
+
+    @property
+    def attrs(self) -> dict[str, Any]: ...
+
+    def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
+        """The stream offsets of the first byte of each direction that it will be given."""
+        ...
 
     @staticmethod
     def detect(client: bytes, server: bytes) -> Match:

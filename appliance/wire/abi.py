@@ -55,6 +55,36 @@ class Reason(IntEnum):
     UNREADABLE = 25
 
 
+class Counter(IntEnum):
+    """Indices of the map `counters` that are no `Reason`."""
+
+    PACKETS = 32
+    BYTES = 33
+    LOCAL = 34
+    FOREIGN = 35
+    NO_ROLE = 36
+    UNREPORTED = 37
+
+
+COUNTER_COUNT = 40
+
+
+class MapIndex(IntEnum):
+    """How the program numbers its maps; the lower-case names are those of `Program.maps` and of the pins."""
+
+    LEASES = 0
+    RULES = 1
+    INTERFACES = 2
+    LOCALS = 3
+    FLOWS = 4
+    COUNTERS = 5
+    REFUSALS = 6
+    SETTINGS = 7
+    RING = 8
+    SCRATCH = 9
+    META = 10
+
+
 class FlowEnd(IntEnum):
     LIVE = 0
     FIN = 1
@@ -191,32 +221,36 @@ class Flow:
     flags: int
     client: SideState
     server: SideState
+    reported: int = 0
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> Self:
-        *head, _ = cls.HEAD.unpack_from(data, offset)
+        *head, reported = cls.HEAD.unpack_from(data, offset)
         first = offset + cls.HEAD.size
-        return cls(*head, SideState.unpack(data, first), SideState.unpack(data, first + SideState.LAYOUT.size))
+        client, server = SideState.unpack(data, first), SideState.unpack(data, first + SideState.LAYOUT.size)
+        return cls(*head, client, server, reported)
 
     def pack(self) -> bytes:
-        head = self.HEAD.pack(self.start, self.last, self.lease, self.rule, self.lane, self.end, self.flags, 0)
-        return head + self.client.pack() + self.server.pack()
+        head = (self.start, self.last, self.lease, self.rule, self.lane, self.end, self.flags, self.reported)
+        return self.HEAD.pack(*head) + self.client.pack() + self.server.pack()
 
 
 @dataclass(slots=True)
 class LeaseValue(Packed):
-    """struct lease."""
+    """struct lease. `expires` in ns of CLOCK_BOOTTIME."""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQQ")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQII")
 
     id: int
     expires: int
+    ifindex: int = 0
     reserved: int = 0
 
 
 @dataclass(slots=True)
 class RuleKey(Packed):
-    """struct rule_key. `port` is two bytes in network order."""
+    """struct rule_key. `port` is two bytes in network order; `prefixlen` counts 32 bits before the address and, for IPv4,
+    the 96 bits of the v4-mapped prefix."""
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBB2s16s")
 
@@ -238,6 +272,39 @@ class RuleValue(Packed):
     unbound: int
     prefix: int
     reserved: int = 0
+
+
+@dataclass(slots=True)
+class RefusalKey(Packed):
+    """struct refusal_key."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<16sII")
+
+    source: bytes
+    reason: int
+    reserved: int = 0
+
+
+@dataclass(slots=True)
+class RefusalValue(Packed):
+    """struct refusal."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQ")
+
+    recorded: int
+    count: int
+
+
+@dataclass(slots=True)
+class Meta(Packed):
+    """struct meta."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<II16s32s")
+
+    abi: int
+    reserved: int
+    ring: bytes
+    program: bytes
 
 
 @dataclass(slots=True)

@@ -1,0 +1,267 @@
+"""One session's dissection: finds the protocol, follows successors, survives a dissector's bug.
+
+In: the bytes, gaps and ends of both directions, in order of arrival. Out: `Message` and `Redaction`.
+
+    detecting ── YES, every detector before it said NO ──────────────► dissecting
+    detecting ── all NO, or undecided at MAX_PREFIX or at an end ────► dissecting (the first YES, else raw)
+    dissecting ── successor "auto" ──────────────────────────────────► detecting, from the bytes it left
+    dissecting ── successor NAME ────────────────────────────────────► dissecting (NAME, else raw)
+    dissecting ── exception: a bug; message `undissected` ───────────► dissecting (raw)
+
+A detector that is undecided holds back those after it, so the verdict does not depend on how the bytes were cut into
+segments. What arrived before the verdict is replayed in order of arrival, with its own times.
+"""
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+from appliance.dissect import Dissector, Match, Output
+from appliance.dissect.dns import Dns, DnsTcp
+from appliance.dissect.http1 import Http1
+from appliance.dissect.postgres import Postgres
+from appliance.dissect.raw import Raw, RawDatagrams
+from appliance.dissect.tls import Tls
+from appliance.model import Direction, Message, Redaction
+
+STREAM: Final[tuple[type[Dissector], ...]] = (Tls, Postgres, Http1, DnsTcp, Raw)
+DATAGRAM: Final[tuple[type[Dissector], ...]] = (Dns, RawDatagrams)
+
+MAX_PREFIX = 4096  # bytes of one direction on which every detector must have decided
+MAX_PENDING = 4 * MAX_PREFIX  # bytes of both directions that wait for a verdict
+MAX_PENDING_EVENTS = 1024  # segments that wait for a verdict
+MAX_HANDOVERS = 8  # successors followed in one session; then raw
+AUTO = "auto"  # successor of a tunnel: detect again
+
+_Event = tuple[Literal["data", "gap", "close"], Direction, bytes, int, int]  # what, whose, bytes, length, time
+
+
+class Conversation:
+    """What the session stage uses: same methods as a dissector, for any protocol.
+
+    `max_text` (characters) cuts the text of every message that comes out; dissectors have their own maximums too.
+    """
+
+    def __init__(
+        self,
+        transport: str = "tcp",
+        client_offset: int = 0,
+        server_offset: int = 0,
+        *,
+        max_text: int | None = None,
+        registry: tuple[type[Dissector], ...] | None = None,
+    ) -> None:
+        self._datagrams = transport != "tcp"
+        self._registry = registry or (DATAGRAM if self._datagrams else STREAM)
+        self._max_text = max_text
+        self._received = {Direction.CLIENT: client_offset, Direction.SERVER: server_offset}
+        self._last_ns = {Direction.CLIENT: 0, Direction.SERVER: 0}
+        self._base = dict(self._received)  # where the present dissector, or detection, began
+        self._dissector: Dissector | None = None
+        self._chain: list[tuple[str, int, int]] = []  # name and first offsets of every dissector so far
+        self._past_attrs: dict[str, Any] = {}
+        self._ended: set[Direction] = set()
+        self._start_detection()
+
+    # -- what is known of the session ------------------------------------------------------------------------------
+
+    @property
+    def protocol(self) -> str:
+        """The last protocol that was recognised; `raw` if none was; "" while undecided."""
+        names = [name for name, _, _ in self._chain]
+        return next((name for name in reversed(names) if name != "raw"), names[-1] if names else "")
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Metadata of every dissector so far; `protocols` lists them when there was more than one."""
+        attrs = deepcopy(self._past_attrs)
+        if self._dissector is not None:
+            attrs.update(deepcopy(self._dissector.attrs))
+        if len(self._chain) > 1:
+            attrs["protocols"] = [name for name, _, _ in self._chain]
+        return attrs
+
+    @property
+    def opaque(self) -> bool:
+        return self._dissector is not None and self._dissector.opaque
+
+    def protocol_of(self, message: Message) -> str:
+        """The dissector that `message` came from: a session with successors has messages of several."""
+        for name, client, server in reversed(self._chain):
+            if message.start >= (client if message.direction is Direction.CLIENT else server):
+                return name
+        return "raw"
+
+    def settled(self, direction: Direction) -> int:
+        """Offset before which no byte will be redacted any more. Nothing is settled before the protocol is known."""
+        if self._dissector is None:
+            return self._base[direction]
+        try:
+            return max(self._base[direction], min(self._dissector.settled(direction), self._received[direction]))
+        except Exception:  # a bug; the next receive() will say so
+            return self._base[direction]
+
+    # -- input -----------------------------------------------------------------------------------------------------
+
+    def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
+        return self._take(("data", direction, data, len(data), ts_ns)) if data else []
+
+    def gap(self, direction: Direction, length: int, ts_ns: int) -> Output:
+        return self._take(("gap", direction, b"", length, ts_ns)) if length > 0 else []
+
+    def close(self, direction: Direction, ts_ns: int) -> Output:
+        if direction in self._ended:
+            return []
+        return self._take(("close", direction, b"", 0, ts_ns))
+
+    def _take(self, event: _Event) -> Output:
+        out: Output = []
+        todo = [event]  # a stack: what a dissector leaves to its successor comes before anything else
+        while todo:
+            event = todo.pop()
+            ready = [event] if self._dissector is not None else self._detect(event)
+            for number, one in enumerate(ready):
+                out += self._dissect(one)
+                if self._dissector is not None and self._dissector.successor is not None:
+                    left = self._hand_over(self._dissector, one)
+                    todo += reversed(left + ready[number + 1 :])
+                    break
+        return out if self._max_text is None else [self._cut(item, self._max_text) for item in out]
+
+    # -- detecting -------------------------------------------------------------------------------------------------
+
+    def _start_detection(self) -> None:
+        self._pending: list[_Event] = []
+        self._pending_bytes = 0
+        self._prefix = {Direction.CLIENT: b"", Direction.SERVER: b""}
+        self._frozen: set[Direction] = set()  # a gap, or a datagram's end, ended this direction's prefix
+
+    def _detect(self, event: _Event) -> list[_Event]:
+        """Keep the event; once the protocol is known, every event kept since detection began."""
+        what, direction, data, length, _ = event
+        self._pending.append(event)
+        if what == "close":
+            self._ended.add(direction)
+        elif what == "data":
+            self._pending_bytes += length
+            if direction not in self._frozen:
+                self._prefix[direction] += data
+                if self._datagrams:
+                    self._frozen.add(direction)
+        elif what == "gap" and self._prefix[direction]:
+            self._frozen.add(direction)
+        if not self._pending_bytes:
+            if len(self._pending) > MAX_PENDING_EVENTS:
+                return self._begin(self._registry[-1])
+            return []
+        chosen = self._verdict(final=self._must_decide())
+        return [] if chosen is None else self._begin(chosen)
+
+    def _must_decide(self) -> bool:
+        return (
+            max(map(len, self._prefix.values())) >= MAX_PREFIX
+            or self._pending_bytes >= MAX_PENDING
+            or len(self._pending) >= MAX_PENDING_EVENTS
+            or bool(self._ended)
+        )
+
+    def _verdict(self, final: bool) -> type[Dissector] | None:
+        client, server = self._prefix[Direction.CLIENT], self._prefix[Direction.SERVER]
+        for candidate in self._registry:
+            try:
+                match = candidate.detect(client, server)
+            except Exception:  # a bug in a detector: the others go on
+                match = Match.NO
+            if match is Match.YES:
+                return candidate
+            if match is Match.MORE and not final:
+                return None
+        return self._registry[-1]
+
+    def _begin(self, chosen: type[Dissector]) -> list[_Event]:
+        client, server = self._base[Direction.CLIENT], self._base[Direction.SERVER]
+        self._dissector = chosen(client, server)
+        self._chain.append((chosen.protocol, client, server))
+        self._received = dict(self._base)
+        pending = self._pending
+        self._start_detection()
+        return pending
+
+    # -- dissecting ------------------------------------------------------------------------------------------------
+
+    def _dissect(self, event: _Event) -> Output:
+        what, direction, data, length, ts_ns = event
+        dissector = self._dissector
+        assert dissector is not None  # the caller checked
+        self._last_ns[direction] = ts_ns
+        try:
+            if what == "data":
+                out = dissector.receive(direction, data, ts_ns)
+            elif what == "gap":
+                out = dissector.gap(direction, length, ts_ns)
+            else:
+                out = dissector.close(direction, ts_ns)
+        except Exception as bug:
+            out = self._degrade(dissector, event, bug)
+        else:
+            self._received[direction] += length
+        if what == "close":
+            self._ended.add(direction)
+        return out
+
+    def _degrade(self, broken: Dissector, event: _Event, bug: Exception) -> Output:
+        """A dissector's bug: say so, without the exception's text (it may quote bytes), and go on as raw."""
+        what, direction, data, length, ts_ns = event
+        start = self.settled(direction)
+        self._retire(broken)
+        self._base = dict(self._received)
+        raw = self._registry[-1](self._base[Direction.CLIENT], self._base[Direction.SERVER])
+        self._dissector = raw
+        self._chain.append((raw.protocol, self._base[Direction.CLIENT], self._base[Direction.SERVER]))
+        self._received[direction] += length
+        attrs = {"dissector": broken.protocol, "exception": type(bug).__name__}
+        said = Message(
+            direction, "undissected", ts_ns, start, self._received[direction], attrs=attrs, flags=("undecoded",)
+        )
+        if what == "data":
+            return [said, *raw.receive(direction, data, ts_ns)]
+        return [said, *(raw.gap(direction, length, ts_ns) if what == "gap" else raw.close(direction, ts_ns))]
+
+    def _hand_over(self, done: Dissector, event: _Event) -> list[_Event]:
+        """Put the successor in place. Returns what it has to read first, the other direction's bytes before."""
+        direction = event[1]
+        left: list[_Event] = []
+        for whose in (direction.other, direction):
+            rest = self._rest(done, whose)
+            self._received[whose] -= len(rest)
+            if rest:
+                left.append(("data", whose, rest, len(rest), self._last_ns[whose]))
+        left += [("close", whose, b"", 0, self._last_ns[whose]) for whose in self._ended]
+        self._ended.clear()
+        name = done.successor
+        self._retire(done)
+        self._base = dict(self._received)
+        self._start_detection()
+        self._dissector = None
+        if name != AUTO or len(self._chain) > MAX_HANDOVERS:
+            known = {candidate.protocol: candidate for candidate in self._registry}
+            raw = self._registry[-1]
+            self._begin(raw if len(self._chain) > MAX_HANDOVERS else known.get(name or "", raw))
+        return left
+
+    def _rest(self, done: Dissector, direction: Direction) -> bytes:
+        try:
+            rest: bytes = done.rest(direction) if hasattr(done, "rest") else b""
+        except Exception:  # a bug: the bytes are stored in any case, only not dissected
+            return b""
+        return rest if len(rest) <= self._received[direction] - self._base[direction] else b""
+
+    def _retire(self, done: Dissector) -> None:
+        self._past_attrs.update(done.attrs)
+
+    @staticmethod
+    def _cut(item: Message | Redaction, limit: int) -> Message | Redaction:
+        if isinstance(item, Message) and len(item.text) > limit:
+            flags = item.flags if "truncated" in item.flags else (*item.flags, "truncated")
+            return replace(item, text=item.text[:limit], flags=flags)
+        return item

@@ -1,0 +1,194 @@
+"""Start lines, field lines and body framing of HTTP/1.x (RFC 9112 §3 to §6). Pure; credentials are masked before.
+
+Framing that two parsers may read differently (the raw material of request smuggling) is flagged `smuggling`.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+from appliance.dissect import Match
+from appliance.model import Direction
+
+MAX_FIELDS = 512  # listed in a message's attrs
+MAX_LENGTH = 2**63 - 1  # of a Content-Length
+MAX_PREFIX = 4096  # a detector must have decided on this much
+MAX_BLANK = 8  # bytes of empty lines before a request, when detecting
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+_REQUEST = re.compile(rb"(%b{1,64}) ([^\x00-\x20\x7f]+) HTTP/(1\.[0-9])" % _TOKEN)
+_STATUS = re.compile(rb"HTTP/(1\.[0-9]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
+_NAME = re.compile(rb"%b+" % _TOKEN)
+_NUMBER = re.compile(rb"[0-9]{1,19}")
+START = {  # a start line at the start of a line, to resynchronise at
+    Direction.CLIENT: re.compile(rb"^[A-Z][A-Z-]{1,31} [^\x00-\x20\x7f]+ HTTP/1\.[0-9]\r?\n", re.MULTILINE),
+    Direction.SERVER: re.compile(rb"^HTTP/1\.[0-9] [1-9][0-9]{2}(?: [^\r\n]*)?\r?\n", re.MULTILINE),
+}
+_BEGUN = re.compile(
+    rb"[A-Z][A-Z-]{0,31}(?: (?:[^\x00-\x20\x7f]+(?: (?:H|HT|HTT|HTTP|HTTP/|HTTP/1|HTTP/1\.(?:[0-9]\r?)?)?)?)?)?"
+)
+_OPENS = re.compile(rb"[A-Z][A-Z-]{1,31} [^\x00-\x20\x7f]+ HTTP/1\.[0-9]\r?\n")
+_LONG = re.compile(
+    rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PROPFIND|REPORT|SEARCH) (?:/|https?://)[^\x00-\x20\x7f]*"
+)
+_ANSWERS = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}[ \r\n]")
+_ANSWER_BEGUN = re.compile(rb"H(?:T(?:T(?:P(?:/(?:1(?:\.(?:[0-9](?: (?:[1-9][0-9]{0,2})?)?)?)?)?)?)?)?)?")
+
+
+@dataclass(slots=True)
+class Head:
+    """A start line and its fields. `flags` and `notes` say what was odd about them."""
+
+    version: str = ""
+    method: str = ""
+    target: str = ""
+    status: int = 0
+    reason: str = ""
+    fields: list[tuple[str, str]] = field(default_factory=list)
+    flags: set[str] = field(default_factory=set)  # malformed, smuggling
+    notes: set[str] = field(default_factory=set)  # bare_lf, obs_fold
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.fields if key.lower() == name]
+
+    def first(self, name: str) -> str:
+        return next((value for key, value in self.fields if key.lower() == name), "")
+
+    def tokens(self, name: str) -> list[str]:
+        """The members of a list field, in lower case."""
+        return [part.strip().lower() for value in self.values(name) for part in value.split(",") if part.strip()]
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How the body ends: `length` bytes, `chunked`, or neither: with the connection. `broken`: nobody can tell."""
+
+    length: int | None = None
+    chunked: bool = False
+    broken: bool = False
+
+
+NOTHING = Framing(length=0)
+
+
+def detect(client: bytes, server: bytes) -> Match:
+    """By the request's start line; by the answer's where the request was not seen, or not whole."""
+    asked = _detect_request(client) if client else Match.MORE
+    if asked is not Match.MORE or not server:
+        return asked
+    if _ANSWERS.match(server):
+        return Match.YES
+    if client:
+        return asked
+    return Match.MORE if _ANSWER_BEGUN.fullmatch(server) else Match.NO
+
+
+def _detect_request(client: bytes) -> Match:
+    data = client[:MAX_BLANK].lstrip(b"\r\n") + client[MAX_BLANK:]
+    if _OPENS.match(data):
+        return Match.YES
+    if len(client) < MAX_PREFIX:
+        return Match.MORE if not data or _BEGUN.fullmatch(data) else Match.NO
+    return Match.YES if _LONG.fullmatch(data) else Match.NO
+
+
+def text_of(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def is_start_line(line: bytes, direction: Direction) -> bool:
+    pattern = _REQUEST if direction is Direction.CLIENT else _STATUS
+    return pattern.fullmatch(line.rstrip(b"\r\n")) is not None
+
+
+def parse_head(block: bytes, direction: Direction) -> Head | None:
+    """A start line and field lines, with or without the empty line behind them; None if the start line is none."""
+    first, _, rest = block.partition(b"\n")
+    head = Head()
+    line = first.removesuffix(b"\r")
+    if direction is Direction.CLIENT:
+        found = _REQUEST.fullmatch(line)
+        if found is None:
+            return None
+        head.method, head.target, head.version = map(text_of, found.groups())
+    else:
+        found = _STATUS.fullmatch(line)
+        if found is None:
+            return None
+        version, status, reason = found.groups()
+        head.version, head.status, head.reason = text_of(version), int(status), text_of(reason or b"")
+    if not first.endswith(b"\r"):
+        head.notes.add("bare_lf")
+    parse_fields(rest, head)
+    return head
+
+
+def parse_fields(block: bytes, head: Head) -> None:
+    """Field lines up to the empty line, appended to `head.fields`."""
+    lines = block.split(b"\n")
+    for number, raw in enumerate(lines):
+        line = raw.removesuffix(b"\r")
+        if not line:
+            break
+        if line is raw and number < len(lines) - 1:
+            head.notes.add("bare_lf")
+        if b"\r" in line or b"\x00" in line:
+            head.flags.add("malformed")
+        if line[0] in b" \t":
+            head.notes.add("obs_fold")
+            if head.fields:
+                name, value = head.fields[-1]
+                head.fields[-1] = (name, f"{value} {text_of(line.strip())}".strip())
+            continue
+        key, colon, value_bytes = line.partition(b":")
+        if not colon or not _NAME.fullmatch(key):
+            head.flags.add("malformed")
+            if key.strip().lower() in (b"transfer-encoding", b"content-length"):
+                head.flags.add("smuggling")
+            if not colon:
+                continue
+        head.fields.append((text_of(key.strip()), text_of(value_bytes.strip(b" \t"))))
+
+
+def request_framing(head: Head) -> Framing:
+    """RFC 9112 §6.3, for a request. Adds flags to `head`."""
+    framing = _framing(head)
+    if framing is None:
+        return NOTHING
+    if framing == Framing():  # a transfer coding that does not end in chunked
+        head.flags.update(("malformed", "smuggling"))
+        return Framing(broken=True)
+    return framing
+
+
+def response_framing(head: Head, method: str) -> Framing:
+    """RFC 9112 §6.3, for the answer to `method` ("" if unknown). Adds flags to `head`."""
+    if method == "HEAD" or head.status < 200 or head.status in (204, 304):
+        return NOTHING
+    framing = _framing(head)
+    if framing is None:
+        return Framing()
+    return Framing() if framing.broken else framing
+
+
+def _framing(head: Head) -> Framing | None:
+    """None: neither field. A transfer coding wins over a length."""
+    lengths = [part.strip() for value in head.values("content-length") for part in value.split(",")]
+    codings = head.tokens("transfer-encoding")
+    if codings:
+        if lengths or head.version == "1.0" or codings.count("chunked") != 1 or len(codings) > 4:
+            head.flags.add("smuggling")
+        if any(coding not in ("chunked", "gzip", "x-gzip", "deflate", "compress", "x-compress") for coding in codings):
+            head.flags.add("smuggling")
+        return Framing(chunked=codings[-1] == "chunked")
+    if head.values("transfer-encoding"):
+        head.flags.add("smuggling")
+    if not lengths:
+        return None
+    if not all(_NUMBER.fullmatch(length.encode()) for length in lengths) or len(set(map(int, lengths))) != 1:
+        head.flags.update(("malformed", "smuggling"))
+        return Framing(broken=True)
+    length = int(lengths[0])
+    return Framing(length=length) if length <= MAX_LENGTH else Framing(broken=True)

@@ -1,0 +1,119 @@
+"""Where credentials lie in HTTP: header fields, OAuth token requests and their answers.
+
+Ranges are positions in the bytes given. What the caller shows (text, attrs) is made from a masked copy of these bytes.
+
+- Header fields: what follows the scheme in Authorization and Proxy-Authorization (RFC 9110 §11.4), API keys as a whole.
+- Form bodies of OAuth (RFC 6749 §4, RFC 8693 §2.1, RFC 7009, RFC 7521): `SECRET_NAMES` and every `*_token`.
+- JSON or form answers of token endpoints (RFC 6749 §5.1): the same names.
+"""
+
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote_plus
+
+Range = tuple[int, int, str]  # start, end, what
+
+SECRET_NAMES = frozenset(
+    ("client_secret", "password", "assertion", "client_assertion", "code", "code_verifier", "device_code")
+)
+_MARKS = frozenset(("grant_type", "client_secret", "client_assertion"))  # a form with one of these is a token request
+
+_FIELD = re.compile(
+    rb"^[ \t]*(proxy-authorization|authorization|x-api-key|api-key|x-goog-api-key)[ \t]*:"
+    rb"([^\n]*(?:\n[ \t][^\n]*)*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LINE = re.compile(rb"[^\r\n]+")
+_VALUE = re.compile(rb"[^ \t](?:.*[^ \t])?", re.DOTALL)
+_STRING = re.compile(rb'"((?:[^"\\]|\\.)*)("|\Z|\\\Z)', re.DOTALL)
+_COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
+_ESCAPE = re.compile(rb"\\u00([0-7][0-9a-fA-F])")
+
+
+def mask(data: bytes, ranges: list[Range]) -> bytes:
+    """The same bytes with asterisks in `ranges`."""
+    if not ranges:
+        return data
+    masked = bytearray(data)
+    for start, end, _ in ranges:
+        masked[start:end] = b"*" * (end - start)
+    return bytes(masked)
+
+
+def field_secrets(block: bytes) -> list[Range]:
+    """Credentials in a block of header lines, whole or cut off anywhere; folded lines too."""
+    folded = block.lower()
+    if b"authorization" not in folded and b"api-key" not in folded:
+        return []
+    found: list[Range] = []
+    for field in _FIELD.finditer(block):
+        name = field.group(1).lower()
+        scheme = name.endswith(b"authorization")
+        for line in _LINE.finditer(block, field.start(2), field.end(2)):
+            value = _VALUE.search(line.group())
+            if value is None:
+                continue
+            start, end = line.start() + value.start(), line.start() + value.end()
+            gap = re.search(rb"[ \t]+", block[start:end]) if scheme else None
+            if gap is not None:
+                start += gap.end()
+            scheme = False
+            found.append((start, end, "authorization" if name.endswith(b"authorization") else "api-key"))
+    return found
+
+
+def opens_secret_field(line: bytes) -> bool:
+    """Whether the rest of a header line that begins like this is a credential."""
+    return _FIELD.match(line) is not None
+
+
+def ends_in_secret_field(block: bytes) -> bool:
+    """Whether the last line of whole lines is a credential's, so that a folded line behind it is too."""
+    return max((field.end() for field in _FIELD.finditer(block)), default=-2) >= len(block) - 1
+
+
+def _is_secret(name: str) -> bool:
+    return name in SECRET_NAMES or name.endswith("_token")
+
+
+def _pairs(body: bytes) -> Iterator[tuple[str, int, int]]:
+    """Decoded name and range of the value of every field of a form."""
+    place = 0
+    for pair in body.split(b"&"):
+        name, equals, value = pair.partition(b"=")
+        start = place + len(name) + len(equals)
+        place += len(pair) + 1
+        yield unquote_plus(name.decode("latin-1")).strip().lower(), start, start + len(value)
+
+
+def form_secrets(body: bytes, *, certain: bool) -> list[Range] | None:
+    """Credentials in a form body; None if it is no token request. `certain`: treat it as one in any case."""
+    pairs = list(_pairs(body))
+    if not certain and not any(name in _MARKS for name, _, _ in pairs):
+        return None
+    return [(start, end, name) for name, start, end in pairs if start < end and (_is_secret(name) or name == "token")]
+
+
+def json_secrets(body: bytes) -> list[Range]:
+    """String values of credential names anywhere in a JSON text, whole or cut off anywhere."""
+    found: list[Range] = []
+    place = 0
+    while (key := _STRING.search(body, place)) is not None:
+        place = key.end()
+        colon = _COLON.match(body, place)
+        if colon is None:
+            continue
+        place = colon.end()
+        if body[place : place + 1] != b'"':
+            continue
+        plain = _ESCAPE.sub(lambda escape: bytes([int(escape.group(1), 16)]), key.group(1))
+        name = plain.decode("latin-1").lower()
+        value = _STRING.match(body, place)
+        if value is None:
+            continue
+        place = value.end()
+        if _is_secret(name):
+            start, end = value.start() + 1, value.end() - (1 if value.group(2) == b'"' else 0)
+            if start < end:
+                found.append((start, end, name))
+    return found

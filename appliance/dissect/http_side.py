@@ -1,0 +1,42 @@
+"""What is known of one direction of HTTP/1.x; the table of its states is in http1.py."""
+
+from enum import Enum, auto
+
+from appliance.dissect.http_lost import Lost
+from appliance.dissect.http_message import Open
+
+
+class State(Enum):
+    HEAD = auto()
+    FIXED = auto()
+    UNTIL_CLOSE = auto()
+    CHUNK_SIZE = auto()
+    CHUNK_DATA = auto()
+    CHUNK_END = auto()
+    TRAILERS = auto()
+    WAIT = auto()
+    LOST = auto()
+
+
+BODY = frozenset((State.FIXED, State.UNTIL_CLOSE, State.CHUNK_DATA))
+
+
+class Side:
+    """One direction. `buffer` holds what is not a whole unit yet; it ends at offset `received`."""
+
+    def __init__(self, offset: int) -> None:
+        self.state = State.HEAD
+        self.received = offset
+        self.buffer = bytearray()
+        self.place = 0  # bytes of the buffer that were consumed in this turn
+        self.scanned = 0  # bytes of the buffer that hold no end of a head
+        self.begun = False  # the buffer begins with a start line
+        self.buffer_ns = 0  # arrival of the buffer's first byte
+        self.last_ns = 0
+        self.message: Open | None = None
+        self.remaining = 0  # of a body or chunk
+        self.lost: Lost | None = None
+
+    @property
+    def offset(self) -> int:
+        return self.received - len(self.buffer) + self.place

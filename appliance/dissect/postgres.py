@@ -1,0 +1,255 @@
+"""PostgreSQL: the frontend/backend protocol, versions 3.0 to 3.2 (PostgreSQL 18 documentation, chapter 54).
+
+    client                                       server
+    (start) ── SSLRequest, GSSENCRequest ──────► waits for the answer
+            ◄───────────────────────────── N ─── (start) again
+            ◄───────────────────────────── S ─── both directions go to the successor `tls`
+            ◄───────────────────────────── G ─── encrypted: nothing is read any more
+    (start) ── CancelRequest ──────────────────► nothing is read any more
+    (start) ── StartupMessage ─────────────────► typed messages of both sides, see postgres_client and postgres_server
+    any     ── impossible length ──────────────► this direction is not read any more; message `malformed`
+    any     ── gap ────────────────────────────► goes on behind the message it fell into, or at the next plausible one
+
+Kinds of the client's messages: `negotiate` `startup` `cancel` `authentication` `query` `prepare` `bind` `call` `copy`
+`copy-done` `copy-fail` `terminate`; of the server's: `negotiate` `authentication` `authenticated` `negotiate-version`
+`parameters` `key` `ready` `rows` `result` `copy-start` `copy` `copy-done` `error` `notice` `notification`; of both:
+`malformed` (does not fit its layout; flag `truncated` alone: the end is missing) and `undissected` (bytes between a gap
+and the place where dissection goes on).
+
+Redacted: `password` (PasswordMessage in clear and MD5, GSS tokens and every SASL mechanism but SCRAM, whose messages
+never hold the password) and `cancel key` (of BackendKeyData and CancelRequest). At most `MAX_REDACTED` bytes of one
+direction: a "password" without end would be a place to hide.
+"""
+
+import struct
+from typing import Any
+
+from appliance.dissect import Match, Output, postgres_fields
+from appliance.dissect.postgres_client import ClientSide
+from appliance.dissect.postgres_fields import GSS, SSL
+from appliance.dissect.postgres_frames import (
+    CANCEL,
+    CLIENT_TYPES,
+    FRAGMENT,
+    HEADER,
+    INSANE,
+    LOST,
+    SERVER_TYPES,
+    STARTUP_PACKET,
+    Frame,
+    Half,
+    Mode,
+)
+from appliance.dissect.postgres_requests import Request, Step
+from appliance.dissect.postgres_server import ServerSide
+from appliance.dissect.postgres_session import Shared
+from appliance.model import Direction, Message, Redaction
+
+_KEY = HEADER + 4  # of BackendKeyData: the process id comes before the key
+_CANCEL_KEY = 12  # of CancelRequest
+
+
+class Postgres:
+    """One connection."""
+
+    protocol = "postgres"
+
+    def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
+        self.opaque = False
+        self.successor: str | None = None
+        self._asked: str | None = None  # encryption that the client asked for and the server did not answer yet
+        self._request: int | None = None  # start of that message
+        self._past_start = False  # the client's messages have types
+        self._shared = Shared()
+        self._halves = {
+            Direction.CLIENT: Half(client_offset, Mode.STARTUP, CLIENT_TYPES, {0x70: HEADER}),
+            Direction.SERVER: Half(server_offset, Mode.TYPED, SERVER_TYPES, {0x4B: _KEY}),
+        }
+        self._client = ClientSide(self._shared)
+        self._server = ServerSide(self._shared)
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self._shared.attrs
+
+    @staticmethod
+    def detect(client: bytes, server: bytes) -> Match:
+        return postgres_fields.detect(client, server)
+
+    def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
+        self._halves[direction].feed(data, ts_ns)
+        return self._read(direction)
+
+    def gap(self, direction: Direction, length: int, ts_ns: int) -> Output:
+        half = self._halves[direction]
+        half.gap(length, ts_ns)
+        out = self._read(direction)
+        if half.mode is Mode.SEARCHING:
+            self._past_start = True
+            self._shared.requests.lose()
+            if direction is Direction.SERVER:
+                self._asked = None
+                out += self._server.lose()
+            else:
+                out += self._client.lose()
+        return out
+
+    def close(self, direction: Direction, ts_ns: int) -> Output:
+        out: Output = []
+        for frame in self._halves[direction].close(ts_ns):
+            self._take(direction, frame, out)
+        out += self._client.end() if direction is Direction.CLIENT else self._server.end()
+        self._redactions(direction, out)
+        return out
+
+    def settled(self, direction: Direction) -> int:
+        return self._halves[direction].settled()
+
+    def rest(self, direction: Direction) -> bytes:
+        """Bytes for the successor."""
+        return self._halves[direction].rest()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def _read(self, direction: Direction) -> Output:
+        out: Output = []
+        if self.successor is not None:
+            return out
+        half = self._halves[direction]
+        if half.mode is Mode.STARTUP:
+            self._read_start(out)
+        elif half.mode is Mode.ANSWER:
+            self._read_answer(out)
+        if half.mode is not Mode.STARTUP and half.mode is not Mode.ANSWER:
+            for frame in half.typed():
+                self._take(direction, frame, out)
+        client, server = self._halves[Direction.CLIENT], self._halves[Direction.SERVER]
+        client.guarded = client.guarded and not self._shared.authenticated
+        server.guarded = server.guarded and not self._shared.ready
+        self._redactions(direction, out)
+        return out
+
+    def _read_start(self, out: Output) -> None:
+        half = self._halves[Direction.CLIENT]
+        while half.mode is Mode.STARTUP and self._asked is None:
+            if half.first not in (None, 0):  # no start-up packet is that long: the start was not seen
+                half.mode = Mode.TYPED
+                self._past_start = True
+                self.attrs["midstream"] = True
+                return
+            frame = half.startup()
+            if frame is None:
+                return
+            self._take(Direction.CLIENT, frame, out)
+
+    def _read_answer(self, out: Output) -> None:
+        half = self._halves[Direction.SERVER]
+        frame = half.answer()
+        if frame is None and half.mode is Mode.ANSWER:
+            return
+        asked, self._asked = self._asked, None
+        half.mode = Mode.TYPED
+        if frame is not None:
+            answer = chr(frame.kind)
+            fits = answer in ("S" if asked == "tls" else "G", "N")
+            out.append(
+                Message(
+                    Direction.SERVER,
+                    "negotiate",
+                    frame.ts_ns,
+                    frame.start,
+                    frame.end,
+                    f"{asked}: {answer}" if fits else "",
+                    {"encryption": asked, "answer": answer if fits else ""},
+                    self._request,
+                    () if fits else ("malformed",),
+                    frame.end_ns,
+                )
+            )
+            if answer != "N":
+                self._end_clear(asked if fits else None)
+                return
+        self._read_start(out)
+        if self._halves[Direction.CLIENT].mode is Mode.TYPED:
+            for early in self._halves[Direction.CLIENT].typed():
+                self._take(Direction.CLIENT, early, out)
+        self._redactions(Direction.CLIENT, out)
+
+    def _end_clear(self, encryption: str | None) -> None:
+        """What follows is TLS, which has its own dissector, or something that has none."""
+        self.opaque = encryption is not None
+        if encryption == "tls":
+            self.successor = "tls"
+            return
+        for half in self._halves.values():
+            half.ignore()
+
+    # -- messages --------------------------------------------------------------------------------------------------
+
+    def _take(self, direction: Direction, frame: Frame, out: Output) -> None:
+        side: ClientSide | ServerSide = self._client if direction is Direction.CLIENT else self._server
+        if frame.kind == STARTUP_PACKET:
+            try:
+                self._start_packet(frame, out)
+            except (ValueError, struct.error):
+                out.append(_flawed(direction, frame, "malformed"))
+        elif frame.kind == FRAGMENT:
+            out += side.end()
+            out.append(_flawed(direction, frame, "truncated"))
+        elif frame.kind == INSANE:
+            out += side.end()
+            out.append(_flawed(direction, frame, "malformed"))
+        elif frame.kind == LOST:
+            out.append(_flawed(direction, frame, "undecoded", kind="undissected"))
+        else:
+            if not side.take(frame, out):
+                flags = ("truncated",) if frame.cut else ("malformed",)
+                attrs = {"type": chr(frame.kind), "length": frame.end - frame.start - 1}
+                out.append(_flawed(direction, frame, *flags, attrs=attrs))
+            for start, end in side.secrets:
+                self._halves[direction].redact(start, end)
+            side.secrets.clear()
+
+    def _start_packet(self, frame: Frame, out: Output) -> None:
+        half = self._halves[Direction.CLIENT]
+        code, rest = frame.body[:4], frame.body[4:]
+        if code in (SSL, GSS) and not rest:
+            self._asked = "tls" if code == SSL else "gss"
+            self._request = frame.start
+            self._halves[Direction.SERVER].mode = Mode.ANSWER
+            out.append(_client_message("negotiate", frame, self._asked, {"encryption": self._asked}))
+        elif code == CANCEL:
+            half.redact(frame.start + _CANCEL_KEY, frame.end)
+            (pid,) = struct.unpack_from("!I", rest)
+            out.append(_client_message("cancel", frame, f"cancel {pid}", {"pid": pid}, ("redacted",)))
+            half.ignore()
+        elif code[:2] == b"\0\3":
+            half.mode = Mode.TYPED
+            self._past_start = True
+            self._shared.requests.push(Request(Step.START, frame.start, frame.end - frame.start))
+            parameters = postgres_fields.startup(rest)
+            version = f"3.{int.from_bytes(code[2:], 'big')}"
+            self._shared.started(version, parameters)
+            said = " ".join(f"{name}={value}" for name, value in parameters.items())
+            attrs = {"version": version, "parameters": parameters}
+            out.append(_client_message("startup", frame, said, attrs))
+        else:
+            half.ignore()
+            raise ValueError("a start-up packet of another protocol")
+
+    def _redactions(self, direction: Direction, out: Output) -> None:
+        for whose in dict.fromkeys((direction, Direction.CLIENT)):
+            half = self._halves[whose]
+            what = "password" if whose is Direction.CLIENT and self._past_start else "cancel key"
+            out += [Redaction(whose, start, end, what) for start, end in half.secrets]
+            half.secrets.clear()
+
+
+def _client_message(kind: str, frame: Frame, said: str, attrs: dict[str, Any], flags: tuple[str, ...] = ()) -> Message:
+    return Message(Direction.CLIENT, kind, frame.ts_ns, frame.start, frame.end, said, attrs, None, flags, frame.end_ns)
+
+
+def _flawed(
+    direction: Direction, frame: Frame, *flags: str, kind: str = "malformed", attrs: dict[str, Any] | None = None
+) -> Message:
+    return Message(direction, kind, frame.ts_ns, frame.start, frame.end, "", attrs or {}, None, flags, frame.end_ns)

@@ -1,0 +1,436 @@
+"""The recorder: journal in, rows into the store, each exactly once.
+
+    Reader ─► Assembler ─► batch ─► store.insert ─► snapshot ─► release of journal segments
+                 ▲                                     │
+                 └────────────── after a crash ◄───────┘
+
+A snapshot (assembler and journal cursor) is written only when every row up to it is stored. After a crash the recorder
+reads on from the last snapshot; that gives the same rows again, and since the rows of one session in one table are
+stored in order, those already there are a prefix: they are skipped by `last_seqs`, events by `last_position`.
+
+While the store does not answer, the batch is kept as it is (a repeated batch is recognised by its content) and nothing
+more is read: memory stays bounded, the journal grows, and traffic stalls before the disk is full.
+
+Without a usable snapshot, and with a journal that no longer begins at its first frame, sessions that were open can't be
+continued: an event `state-lost` says so, they are closed as `interrupted`, and what goes on is picked up midstream.
+
+Snapshots are pickles; the data folder belongs to the appliance alone (mode 0700). See `appliance/session/state.py`.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+from uuid import UUID
+
+import structlog
+
+from appliance import status
+from appliance.config import Settings
+from appliance.errors import DamagedEvidence, Refused, Unavailable, VerbatimError
+from appliance.journal import Cursor, Damage, Frame, FrameKind, JournalKey, Reader, release
+from appliance.log import configure
+from appliance.model import (
+    ChunkRow,
+    Coverage,
+    Ending,
+    EventRow,
+    FindingRow,
+    MessageRow,
+    Row,
+    SessionRow,
+)
+from appliance.session import state
+from appliance.session.assembler import Assembler
+from appliance.session.identifiers import STATE_LOST, frame_position
+
+MAX_ROWS = 20_000  # of one batch
+MAX_BYTES = 16 << 20
+MAX_AGE = 1.0  # seconds from a batch's first row to its insertion
+FRAMES_A_STEP = 64
+POLL = 0.02  # seconds between two looks at a journal without anything new
+BACK_OFF = 0.1, 5.0  # seconds before the first and the last kind of retry
+PATIENCE = 30.0  # seconds for which `drain` waits for the store
+TABLES: dict[type, str] = {
+    SessionRow: "sessions",
+    MessageRow: "messages",
+    ChunkRow: "chunks",
+    FindingRow: "findings",
+}
+
+log = structlog.get_logger()
+Progress = Callable[[int, int], None]
+
+
+class Sink(Protocol):
+    """What the recorder needs of a store."""
+
+    def insert(self, batch: Sequence[Row], /) -> None: ...
+
+    def last_seqs(self, table: str, ids: Collection[UUID], /) -> dict[UUID, int]: ...
+
+    def last_position(self, stream: str, /) -> int | None: ...
+
+
+Unfinished = Callable[[str, str], list[SessionRow]]  # node, source -> sessions that are stored as open
+
+
+class Recorder:
+    """One journal stream's way into the store. `step` does a bounded piece of work and never waits."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        store: Sink,
+        unfinished: Unfinished,
+        *,
+        keep: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._store = store
+        self._unfinished = unfinished
+        self._keep = keep  # the journal is not released
+        self._clock = clock
+        self._snapshot = settings.data / "state" / f"record-{folder.name}.snapshot"
+        self._batch: list[Row] = []
+        self._weight = 0
+        self._since = 0.0
+        self._sealed: list[Row] | None = None  # being inserted, repeated as it is
+        self._retry_at = 0.0
+        self._pause = BACK_OFF[0]
+        self._next_snapshot = clock() + settings.record.snapshot
+        self._recovering = True  # rows may be in the store already
+        self._seen: dict[str, dict[UUID, int]] = {table: {} for table in TABLES.values()}
+        self._seen_position: int | None = None
+        self._orphans: dict[UUID, SessionRow] = {}  # open sessions that a lost state leaves behind
+        self._assembler: Assembler | None = None
+        self._begun = False
+        self._waiting: Frame | Damage | None = None  # read, but the store had to be asked first
+        self._kept: Cursor | None = None  # that of the last snapshot
+        self.closed = False  # the stream's writer ended on purpose
+        self.fault = ""  # why the store does not take rows now
+        self.stored = 0
+        cursor = self._load()
+        self._reader = Reader(folder, JournalKey.load_or_create(settings.data), cursor)
+
+    # -- work ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Read, assemble and store a piece. Whether there may be more to do at once."""
+        if self.fault and not self._flush():
+            return False
+        for _ in range(FRAMES_A_STEP):
+            frame, self._waiting = self._waiting or self._reader.read(), None
+            if frame is None:
+                return self._rest()
+            if not self._take(frame):
+                self._waiting = frame
+                return False
+            if len(self._batch) >= MAX_ROWS or self._weight >= MAX_BYTES:
+                return self._flush()
+        if self._batch and self._clock() - self._since >= MAX_AGE and not self._flush():
+            return False
+        self._snapshot_if_due()
+        return True
+
+    def finish(self) -> bool:
+        """Store what is read, and write a snapshot. False: the store does not take it; nothing is lost by that."""
+        if not self._flush():
+            return False
+        if self._assembler is not None and self._begun:
+            self.write_snapshot()
+        return True
+
+    def values(self) -> dict[str, object]:
+        """For the status file."""
+        machine, backlog = self._assembler, self._reader.backlog_bytes()
+        behind = backlog > 0 and machine is not None and machine.wall_ns > 0
+        lag = time.time() - machine.wall_ns / 1e9 if behind and machine is not None else 0.0
+        return {
+            "backlog_bytes": backlog,
+            "lag_seconds": round(max(0.0, lag), 3),
+            "sessions_open": machine.sessions_open if machine else 0,
+            "rows": self.stored,
+            "damaged": machine.damaged if machine else 0,
+            "store": self.fault or "ok",
+        }
+
+    def backlog(self) -> int:
+        return self._reader.backlog_bytes()
+
+    def forget(self) -> None:
+        """Remove the snapshot: everything is in the store and the stream will not be read again."""
+        self._snapshot.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def _take(self, frame: Frame | Damage) -> bool:
+        if self._assembler is None:
+            stream = self._reader.stream
+            assert stream is not None  # a frame was read
+            self._assembler = Assembler(stream, self._settings.record, self._settings.node)
+        if not self._begun and not self._begin(frame):
+            return False
+        if isinstance(frame, Frame) and frame.kind is FrameKind.CLOSE:
+            self.closed = True
+        elif isinstance(frame, Frame) and frame.kind is FrameKind.OPEN:
+            self.closed = False
+        self._add(self._assembler.feed(frame))
+        return True
+
+    def _add(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        if not self._batch:
+            self._since = self._clock()
+        self._batch += rows
+        self._weight += sum(_weight(row) for row in rows)
+        if self._orphans:
+            for row in rows:
+                if isinstance(row, SessionRow):
+                    self._orphans.pop(row.session_id, None)
+
+    def _begin(self, frame: Frame | Damage) -> bool:
+        """The first frame without a snapshot: was there anything before it? False: the store can't be asked now."""
+        number = frame.number if isinstance(frame, Frame) else frame.first_frame
+        machine = self._assembler
+        assert machine is not None
+        if number > 1:
+            stream = machine.stream.hex()
+            try:
+                left = self._unfinished(self._settings.node, machine.source)
+                last = self._store.last_position(stream) or 0
+            except (Unavailable, Refused) as error:
+                self._fail(error)
+                return False
+            self._orphans = {row.session_id: row for row in left}
+            text = f"the recorder lost its state: {len(left)} sessions that were open can't be continued"
+            attrs = {"first_frame": number, "open_sessions": len(left)}
+            position = max(frame_position(number), last) + STATE_LOST
+            ts_ns = frame.time_ns if isinstance(frame, Frame) else 0
+            log.error("recorder lost its state", **attrs)
+            self._add([EventRow(stream, position, ts_ns, "state-lost", "", text, attrs)])
+        self._begun = True
+        self.fault = ""
+        return True
+
+    def _rest(self) -> bool:
+        """Nothing more to read for now."""
+        if self._recovering:
+            self._add([_interrupted(row) for row in self._orphans.values()])
+            self._orphans = {}
+            if not self._flush():
+                return False
+            self._recovering = False
+            self._seen = {table: {} for table in TABLES.values()}
+        elif self._batch and self._clock() - self._since >= MAX_AGE and not self._flush():
+            return False
+        self._snapshot_if_due()
+        return False
+
+    # -- storing ---------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> bool:
+        """Store the batch. False: it waits."""
+        if not self._batch and self._sealed is None:
+            return True
+        if self._clock() < self._retry_at:
+            return False
+        try:
+            if self._sealed is None:
+                self._sealed = self._fresh(self._batch) if self._recovering else self._batch
+                self._batch, self._weight = [], 0
+            if self._sealed:
+                self._store.insert(self._sealed)
+        except (Unavailable, Refused, DamagedEvidence) as error:
+            self._fail(error)
+            return False
+        self.stored += len(self._sealed)
+        self._sealed = None
+        self._pause = BACK_OFF[0]
+        self.fault = ""
+        return not self._batch or self._flush()
+
+    def _fail(self, error: VerbatimError) -> None:
+        if not self.fault:
+            log.error("store takes no rows", reason=str(error))
+        self.fault = str(error)
+        self._retry_at = self._clock() + self._pause
+        self._pause = min(2 * self._pause, BACK_OFF[1])
+
+    def _fresh(self, rows: list[Row]) -> list[Row]:
+        """Those that the store does not have yet."""
+        wanted: dict[str, set[UUID]] = {table: set() for table in TABLES.values()}
+        for row in rows:
+            if not isinstance(row, EventRow) and row.session_id not in self._seen[TABLES[type(row)]]:
+                wanted[TABLES[type(row)]].add(row.session_id)
+        for table, ids in wanted.items():
+            if ids:
+                found = self._store.last_seqs(table, ids)
+                self._seen[table].update((one, found.get(one, -1)) for one in ids)
+        if self._seen_position is None and any(isinstance(row, EventRow) for row in rows):
+            assert self._assembler is not None
+            found_position = self._store.last_position(self._assembler.stream.hex())
+            self._seen_position = -1 if found_position is None else found_position
+        return [row for row in rows if self._is_fresh(row)]
+
+    def _is_fresh(self, row: Row) -> bool:
+        if isinstance(row, EventRow):
+            return self._seen_position is None or row.position > self._seen_position
+        return row.seq > self._seen[TABLES[type(row)]][row.session_id]
+
+    # -- snapshots -------------------------------------------------------------------------------------------------
+
+    def _snapshot_if_due(self) -> None:
+        begun = self._clock()
+        if begun < self._next_snapshot or self._reader.cursor == self._kept or self._waiting is not None:
+            return
+        if self._assembler is None or not self._flush():
+            return
+        self.write_snapshot()
+        ended = self._clock()
+        self._next_snapshot = ended + max(self._settings.record.snapshot, 10 * (ended - begun))
+
+    def write_snapshot(self) -> None:
+        """Every row is stored: keep the state, then let the writer have the journal's segments."""
+        cursor = self._reader.cursor
+        data = state.encode((cursor, self._assembler, self._orphans, self.closed))
+        folder = self._snapshot.parent
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = self._snapshot.with_suffix(".new")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._snapshot)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._kept = cursor
+        if not self._keep:
+            release(self._folder, cursor)
+
+    def _load(self) -> Cursor | None:
+        try:
+            data = self._snapshot.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            cursor, machine, orphans, closed = state.decode(data)
+        except DamagedEvidence as error:
+            log.error("snapshot not used", reason=str(error))
+            return None
+        assert isinstance(cursor, Cursor)
+        self._assembler, self._orphans, self.closed, self._begun = machine, orphans, closed, True
+        return cursor
+
+
+def _weight(row: Row) -> int:
+    """Bytes that a row costs, roughly."""
+    if isinstance(row, ChunkRow):
+        return 200 + len(row.data)
+    return 600 + len(row.message.text) if isinstance(row, MessageRow) else 600
+
+
+def _interrupted(row: SessionRow) -> SessionRow:
+    """The last revision of a session that can't be continued."""
+    worst = Coverage.ONE_SIDED if row.coverage is Coverage.ONE_SIDED else Coverage.PARTIAL
+    findings = tuple(sorted({*row.findings, "state-lost"}))
+    return replace(row, seq=row.seq + 1, ending=Ending.INTERRUPTED, coverage=worst, findings=findings)
+
+
+def run(settings: Settings) -> None:
+    """Serve the wire's stream until SIGTERM or SIGINT; then store what is read and write a snapshot."""
+    from appliance.store.client import open_store
+    from appliance.store.unfinished import open_sessions
+
+    configure(settings.log_level)
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    status.publish(settings.data, "record", {"store": "starting"})
+    while True:
+        try:
+            store = open_store(settings, "writer")
+            break
+        except (Unavailable, Refused) as error:
+            status.publish(settings.data, "record", {"store": str(error)})
+            if ended.wait(1.0):
+                status.withdraw(settings.data, "record")
+                return
+    with store:
+        recorder = Recorder(
+            settings,
+            settings.data / "journal" / "wire",
+            store,
+            lambda node, source: open_sessions(store, node, source),
+        )
+        try:
+            _serve(recorder, settings.data, ended)
+            if not recorder.finish():
+                log.warning("stopped before the store took everything", reason=recorder.fault)
+        finally:
+            recorder.close()
+            status.withdraw(settings.data, "record")
+
+
+def _serve(recorder: Recorder, data: Path, ended: threading.Event) -> None:
+    published = 0.0
+    while not ended.is_set():
+        busy = recorder.step()
+        if time.monotonic() - published >= 1.0:
+            status.publish(data, "record", recorder.values())
+            published = time.monotonic()
+        if not busy:
+            ended.wait(POLL)
+
+
+def drain(settings: Settings, folder: Path, store: Sink, progress: Progress) -> None:
+    """Store all of an ingest's finished stream. `progress(done, total)`: bytes of the journal.
+
+    The journal is kept, so that the same call may be repeated after any failure. Raises `Unavailable` when the store
+    does not take rows for `PATIENCE`, and `DamagedEvidence` when the stream has no end.
+    """
+    recorder = Recorder(settings, folder, store, lambda node, source: [], keep=True)
+    try:
+        total = recorder.backlog()
+        failing_since: float | None = None
+        while not recorder.closed:
+            busy = recorder.step()
+            if recorder.fault:
+                failing_since = failing_since or time.monotonic()
+                if time.monotonic() - failing_since > PATIENCE:
+                    raise Unavailable(recorder.fault)
+                time.sleep(POLL)
+                continue
+            failing_since = None
+            left = recorder.backlog()
+            progress(total - left, total)
+            if not busy and not recorder.closed:
+                raise DamagedEvidence(f"{folder}: the journal has no end; ingest the file again")
+        deadline = time.monotonic() + PATIENCE
+        while not recorder.finish():
+            if time.monotonic() > deadline:
+                raise Unavailable(recorder.fault)
+            time.sleep(POLL)
+        progress(total, total)
+        recorder.forget()
+    finally:
+        recorder.close()

@@ -1,0 +1,25 @@
+"""Sessions: the frames of a journal in, rows for the store out. Pure: no file, no socket, no clock.
+
+    Frame ─► assembler ─► flow (5-tuple, kernel's flow) ─► TcpSession / DatagramSession
+                              │ fragments                      │ Stream (one direction of TCP)
+                              ▼                                ▼
+                          defragmented                   Data · Gap · Overlap · Late · Stray
+                                                               │
+                                    Conversation (dissect) ◄───┤
+                                          │ messages,          ▼
+                                          │ redactions ──► Outlet (chunks) ─► rows
+
+What must hold
+- The same journal gives the same ids, rows and row numbers, whatever the recorder's speed or restarts: every rule that
+  waits (coalescing, holding back, time-outs) waits for *recorded* data or time. Cutting spans elsewhere changes nothing
+  but the ids, which come from record positions.
+- No byte is given away silently: what has no place in a stream becomes a finding, and, where its bytes were recorded,
+  a copy beside the stream.
+- Everything that an attacker can make grow is bounded: out-of-order bytes and segments, sessions, fragments, copies,
+  findings.
+- A byte that a dissector may still redact is not in any row.
+
+Recorded is not delivered. A segment is recorded before it is forwarded and can be lost behind the gateway; the sender
+then repeats it. An identical repetition is no finding; a different one is a conflict: the first copy stays the stream,
+the other one is kept beside it, and nobody but the receiver knows which of them it read.
+"""

@@ -1,0 +1,334 @@
+"""One session: what is common to all transports. Numbers its rows and feeds the dissector and the outlets.
+
+Every row goes to the list that the caller passes in, in order; each table's `seq` counts from 0.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from appliance.dissect import Output
+from appliance.dissect.conversation import Conversation
+from appliance.model import (
+    ChunkRow,
+    Direction,
+    Ending,
+    FindingRow,
+    Identity,
+    Message,
+    MessageRow,
+    Redaction,
+    Row,
+    SessionRow,
+)
+from appliance.session import coverage
+from appliance.session.chunks import Chunk, Outlet
+from appliance.session.reassembly import Data
+from appliance.wire.abi import Flow, FlowEnd, SideState
+
+REFRESH_NS = 60_000_000_000  # between two revisions of a long session
+MAX_FINDINGS = 1000  # rows of one kind in one session; more are only counted
+LINGER_NS = 2_000_000_000  # recorded time after its end for which packets still belong to a session
+DIRECTIONS = (Direction.CLIENT, Direction.SERVER)
+ENDINGS = {
+    FlowEnd.FIN: Ending.FIN,
+    FlowEnd.RST: Ending.RST,
+    FlowEnd.IDLE: Ending.IDLE,
+    FlowEnd.CUT: Ending.CUT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What is fixed when a session begins. `flow`: the kernel's, 0 for ingest. Times are wall times."""
+
+    session_id: UUID
+    started_ns: int
+    node: str
+    source: str
+    client_address: str
+    client_port: int
+    server_address: str
+    server_port: int
+    transport: str
+    identity: Identity
+    lane: str
+    flow: int
+
+
+class Session:
+    """Base of `TcpSession` and `DatagramSession`, which turn packets into `_data`, `_lost` and findings."""
+
+    __slots__ = (
+        "_dropped",
+        "_found",
+        "_seqs",
+        "birth",
+        "carried",
+        "closed",
+        "conversation",
+        "damaged",
+        "deadline",
+        "ending",
+        "flow",
+        "kernel",
+        "last_ns",
+        "messages",
+        "outlets",
+        "packets",
+        "protocol",
+        "queued",
+        "reported_ns",
+        "serial",
+        "touched",
+    )
+
+    def __init__(self, birth: Birth, max_text: int) -> None:
+        self.birth = birth
+        self.flow = birth.flow
+        stream = birth.transport == "tcp"
+        self.conversation = Conversation("tcp" if stream else "udp", max_text=max_text)
+        self.outlets = (Outlet(join=stream), Outlet(join=stream))
+        self.packets = [0, 0]
+        self.carried = [0, 0]
+        self.messages = 0
+        self.protocol = ""
+        self.ending = Ending.OPEN
+        self.deadline = 0  # recorded time at which an ended session is closed
+        self.closed = False
+        self.damaged = False  # the journal or the ring lost something while it was open
+        self.kernel: tuple[coverage.Kernel, coverage.Kernel] | None = None
+        self.last_ns = birth.started_ns
+        self.serial = 0  # the assembler's name for it, and marks of the queues that it stands in
+        self.queued = 0
+        self.touched = 0  # recorded time of the last packet
+        self.reported_ns = birth.started_ns
+        self._seqs = [0, 0, 0, 0]  # session, message, chunk, finding
+        self._found: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
+
+    # -- what the assembler asks -----------------------------------------------------------------------------------
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the capture in memory, those in the dissector not counted."""
+        return sum(outlet.held_bytes for outlet in self.outlets)
+
+    def open(self, out: list[Row]) -> None:
+        self.revise(out)
+
+    def idle_work(self, wall_ns: int, out: list[Row]) -> bool:
+        """Recorded time passed: let chunks go. Whether there may be more to do later."""
+        self.flush(out)
+        return False
+
+    def flush(self, out: list[Row]) -> None:
+        """End the chunks in the making."""
+        chunks: list[Chunk] = []
+        for side, outlet in enumerate(self.outlets):
+            outlet.flush(chunks)
+            self._chunks(side, chunks, out)
+
+    def flow_end(self, flow: Flow) -> None:
+        """Add the kernel's counters; a flow that was picked up again has several such records."""
+        past = self.kernel or (coverage.Kernel(0, 0, 0, 0), coverage.Kernel(0, 0, 0, 0))
+        self.kernel = (_add(past[0], flow.client), _add(past[1], flow.server))
+
+    def finish(self, ending: Ending, out: list[Row]) -> None:
+        """Close for good: everything that waits comes out, and the last revision."""
+        self._finish_streams(out)
+        for direction in DIRECTIONS:
+            self._emit(self.conversation.close(direction, self.last_ns), out)
+        chunks: list[Chunk] = []
+        for side, outlet in enumerate(self.outlets):
+            outlet.finish(chunks)
+            self._chunks(side, chunks, out)
+        self.ending = ending
+        self.closed = True
+        self.protocol = self.conversation.protocol
+        self.revise(out)
+
+    def revise(self, out: list[Row]) -> None:
+        """Emit the state as it is now."""
+        birth, sides = self.birth, self._sides()
+        out.append(
+            SessionRow(
+                session_id=birth.session_id,
+                seq=self._next(0),
+                started_ns=birth.started_ns,
+                ended_ns=self.last_ns,
+                ending=self.ending if self.closed else Ending.OPEN,
+                node=birth.node,
+                source=birth.source,
+                client_address=birth.client_address,
+                client_port=birth.client_port,
+                server_address=birth.server_address,
+                server_port=birth.server_port,
+                transport=birth.transport,
+                protocol=self.protocol,
+                identity=birth.identity,
+                coverage=coverage.judge(sides, self.kernel, self.conversation.opaque, self.damaged),
+                client_bytes=sides[0].recorded,
+                server_bytes=sides[1].recorded,
+                client_packets=self.packets[0],
+                server_packets=self.packets[1],
+                messages=self.messages,
+                findings=tuple(sorted(self._found)),
+                lane=birth.lane,
+                attrs=self._attrs(sides),
+            )
+        )
+        self.reported_ns = self.last_ns
+
+    def finding(
+        self,
+        kind: str,
+        side: int | None,
+        start: int,
+        end: int,
+        ts_ns: int,
+        text: str,
+        out: list[Row],
+        attrs: dict[str, Any] | None = None,
+    ) -> None:
+        """Say something that must not stay silent; above `MAX_FINDINGS` of a kind it is only counted."""
+        self._found[kind] += 1
+        if self._found[kind] > MAX_FINDINGS:
+            self._dropped[kind] += 1
+            return
+        out.append(
+            FindingRow(
+                self.birth.session_id,
+                self._next(3),
+                self.birth.started_ns,
+                ts_ns,
+                kind,
+                None if side is None else DIRECTIONS[side],
+                max(0, start),
+                max(0, end),
+                text,
+                attrs or {},
+            )
+        )
+
+    # -- what transports give in -----------------------------------------------------------------------------------
+
+    def _count(self, side: int, payload: int, wall_ns: int, now: int) -> None:
+        self.packets[side] += 1
+        self.carried[side] += payload
+        if wall_ns > self.last_ns:
+            self.last_ns = wall_ns
+        self.touched = now
+
+    def _data(self, side: int, piece: Data, out: list[Row]) -> None:
+        """The next bytes of one direction."""
+        direction = DIRECTIONS[side]
+        found = self.conversation.receive(direction, piece.data, piece.ts_ns)
+        if found or not self.protocol:
+            self._emit(found, out)
+        chunks: list[Chunk] = []
+        self.outlets[side].push(piece, self.conversation.settled(direction), chunks)
+        self._settle(1 - side, chunks, out)
+        if chunks:
+            self._chunks(side, chunks, out)
+
+    def _lost(self, side: int, length: int, ts_ns: int, out: list[Row]) -> None:
+        """Bytes of one direction that will not come."""
+        direction = DIRECTIONS[side]
+        self._emit(self.conversation.gap(direction, length, ts_ns), out)
+        self._settle_both(out)
+
+    def _end(self, side: int, ts_ns: int, out: list[Row]) -> None:
+        """One direction ended for good."""
+        self._emit(self.conversation.close(DIRECTIONS[side], ts_ns), out)
+        self._settle_both(out)
+
+    def _refresh(self, out: list[Row]) -> None:
+        if self.last_ns - self.reported_ns >= REFRESH_NS:
+            self.revise(out)
+
+    def _settle_both(self, out: list[Row]) -> None:
+        chunks: list[Chunk] = []
+        for side in (0, 1):
+            self._settle(side, chunks, out)
+
+    def _settle(self, side: int, chunks: list[Chunk], out: list[Row]) -> None:
+        """What came may have settled bytes of the other direction too."""
+        outlet = self.outlets[side]
+        if outlet.behind:
+            mine: list[Chunk] = []
+            outlet.release(self.conversation.settled(DIRECTIONS[side]), mine)
+            self._chunks(side, mine, out)
+
+    def _emit(self, found: Output, out: list[Row]) -> None:
+        for item in found:
+            if isinstance(item, Message):
+                self.messages += 1
+                out.append(
+                    MessageRow(
+                        self.birth.session_id,
+                        self._next(1),
+                        self.birth.started_ns,
+                        self.conversation.protocol_of(item),
+                        item,
+                    )
+                )
+            elif isinstance(item, Redaction):
+                side = DIRECTIONS.index(item.direction)
+                self.outlets[side].redact(item.start, item.end)
+                text = f"{item.what}: {item.end - item.start} bytes are kept by length only"
+                self.finding("redacted", side, item.start, item.end, self.last_ns, text, out, {"what": item.what})
+        protocol = self.conversation.protocol
+        if protocol != self.protocol:
+            self.protocol = protocol
+            self.revise(out)
+
+    def _chunks(self, side: int, chunks: list[Chunk], out: list[Row]) -> None:
+        birth = self.birth
+        for offset, data, ts_ns, copy, redacted in chunks:
+            out.append(
+                ChunkRow(
+                    birth.session_id,
+                    self._next(2),
+                    birth.started_ns,
+                    DIRECTIONS[side],
+                    max(0, offset),
+                    ts_ns,
+                    data,
+                    copy,
+                    redacted,
+                )
+            )
+        chunks.clear()
+
+    # -- for transports to say -------------------------------------------------------------------------------------
+
+    def _finish_streams(self, out: list[Row]) -> None:
+        raise NotImplementedError
+
+    def _sides(self) -> tuple[coverage.Side, coverage.Side]:
+        raise NotImplementedError
+
+    def _attrs(self, sides: tuple[coverage.Side, coverage.Side]) -> dict[str, Any]:
+        attrs = self.conversation.attrs | {"coverage": coverage.statement(sides, self.kernel)}
+        if self._dropped:
+            attrs["findings_dropped"] = dict(sorted(self._dropped.items()))
+        dropped = sum(outlet.dropped for outlet in self.outlets)
+        if dropped:
+            attrs["copies_dropped"] = dropped  # bytes
+        return attrs
+
+    def _next(self, table: int) -> int:
+        seq = self._seqs[table]
+        self._seqs[table] = seq + 1
+        return seq
+
+
+def _add(past: coverage.Kernel, side: SideState) -> coverage.Kernel:
+    return coverage.Kernel(
+        past.packets + side.packets,
+        past.bytes + side.bytes,
+        past.refused + side.refused,
+        past.refused_bytes + side.refused_bytes,
+    )

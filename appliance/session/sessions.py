@@ -1,0 +1,212 @@
+"""The sessions that are open: found by addresses and ports, ended by time, bounded in number.
+
+A session that ended stays known for `STUB_NS`, so that the last acknowledgements don't open another one and the
+kernel's counters still find it.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+from appliance import config
+from appliance.model import Ending, Row
+from appliance.session.datagrams import DatagramSession
+from appliance.session.tcp import ACK, FORGET_NS, SYN, Segment, TcpSession
+from appliance.wire.abi import Record
+
+STUB_NS = 10_000_000_000  # longer than the kernel keeps ended flows
+MAX_STUBS = 8192
+
+Key = tuple[bytes, bytes, int, int, int]  # source, destination, their ports, protocol
+AnySession = TcpSession | DatagramSession
+
+
+def key_of(record: Record) -> Key:
+    """What names the flow of a record, as its sender sees it."""
+    return record.source, record.destination, record.source_port, record.destination_port, record.protocol
+
+
+def choose(current: TcpSession, side: int, segment: Segment) -> tuple[TcpSession | None, int]:
+    """The session that a segment between known ports belongs to, and who sent it; None: to a new one.
+
+    `side` is the sender's in `current`. Between `current` and the one before it the nearer sequence number decides.
+    """
+    previous = current.previous
+    if previous is not None and previous.closed:
+        current.previous = previous = None
+    before = side
+    if previous is not None and previous.birth.client_port != current.birth.client_port:
+        before = 1 - side  # the former server opened the newer one
+    if segment.flags & (SYN | ACK) == SYN:
+        if not current.closed and not current.starts_anew(side, segment):
+            return current, side
+        if previous is not None and not previous.starts_anew(before, segment):
+            return previous, before
+        return None, 0
+    if previous is not None and previous.misfit(before, segment) < current.misfit(side, segment):
+        return previous, before
+    return (None, 0) if current.closed else (current, side)
+
+
+class Sessions:
+    """All open sessions, and those that ended a moment ago. Times are recorded times, ns."""
+
+    def __init__(self, settings: config.Record) -> None:
+        self._max = settings.max_sessions
+        self._stream_idle = int(settings.idle * 1e9)
+        self._datagram_idle = int(settings.datagram_idle * 1e9)
+        self._serial = 0
+        self._flows: dict[Key, tuple[AnySession, int]] = {}
+        self._keys: dict[int, Key] = {}
+        self._streams: OrderedDict[int, TcpSession] = OrderedDict()  # longest silent first, by serial
+        self._datagrams: OrderedDict[int, DatagramSession] = OrderedDict()
+        self._active: dict[int, AnySession] = {}  # to be looked at by the next tick
+        self._ended: deque[tuple[int, AnySession]] = deque()  # by deadline
+        self._silent: deque[tuple[int, AnySession]] = deque()  # to be asked to forget
+        self._stubs: deque[tuple[int, AnySession]] = deque()
+        self._waiting: dict[tuple[int, Key], AnySession] = {}  # stubs without the kernel's counters
+
+    def __len__(self) -> int:
+        return len(self._streams) + len(self._datagrams)
+
+    def __iter__(self) -> Iterator[AnySession]:
+        """In order of serial, so that what is said of all of them comes in the same order every time."""
+        both: list[AnySession] = [*self._streams.values(), *self._datagrams.values()]
+        return iter(sorted(both, key=lambda session: session.serial))
+
+    def find(self, key: Key) -> tuple[AnySession, int] | None:
+        """The newest session between these ports, and who of it the sender is."""
+        return self._flows.get(key)
+
+    def of_flow(self, flow: int, key: Key) -> AnySession | None:
+        """The session, open or just ended, that the kernel knows by this number."""
+        found = self._flows.get(key)
+        session = found[0] if found is not None else None
+        if session is not None and session.flow == flow:
+            return session
+        if isinstance(session, TcpSession) and session.previous is not None and session.previous.flow == flow:
+            return session.previous
+        return self._waiting.pop((flow, key), None)
+
+    def begin(self, session: AnySession, key: Key, side: int, now: int, out: list[Row]) -> None:
+        """Open a session; `key` and `side` are those of the packet that begins it."""
+        former = self._flows.get(key)
+        while len(self) >= self._max:
+            self._evict(now, out)
+        if isinstance(session, TcpSession) and former is not None and not former[0].closed:
+            assert isinstance(former[0], TcpSession)  # the protocol is part of the key
+            self._displace(former[0], session, now, out)
+        self._serial += 1
+        session.serial = self._serial
+        session.touched = now
+        turned = key[1], key[0], key[3], key[2], key[4]
+        self._flows[key] = session, side
+        self._flows[turned] = session, 1 - side
+        self._keys[session.serial] = turned if side else key
+        if isinstance(session, TcpSession):
+            self._streams[session.serial] = session
+        else:
+            self._datagrams[session.serial] = session
+        self._silent.append((now + FORGET_NS, session))
+        session.open(out)
+
+    def touched(self, session: AnySession) -> None:
+        """A packet of it came."""
+        serial = session.serial
+        if isinstance(session, TcpSession):
+            self._streams.move_to_end(serial)
+        else:
+            self._datagrams.move_to_end(serial)
+        self._active[serial] = session
+        if session.deadline != session.queued:
+            session.queued = session.deadline
+            if session.deadline:
+                self._ended.append((session.deadline, session))
+
+    def tick(self, now: int, wall_ns: int, out: list[Row]) -> None:
+        """Recorded time passed: let chunks go, close what is over, give up memory."""
+        active, self._active = self._active, {}
+        for serial, session in active.items():
+            if not session.closed and session.idle_work(wall_ns, out):
+                self._active[serial] = session
+        while self._ended and self._ended[0][0] <= now:
+            deadline, session = self._ended.popleft()
+            if session.deadline == deadline:
+                self._close(session, session.ending, now, out)
+        groups: tuple[tuple[OrderedDict[int, AnySession], int], ...] = (
+            (self._streams, self._stream_idle),  # type: ignore[assignment]
+            (self._datagrams, self._datagram_idle),
+        )
+        for group, idle in groups:
+            while group:
+                session = next(iter(group.values()))
+                if now - session.touched < idle:
+                    break
+                self._close(session, session.ending if session.deadline else Ending.IDLE, now, out)
+        self._forget(now)
+
+    def end_all(self, ending: Ending, now: int, out: list[Row]) -> None:
+        """Close every session, the oldest first."""
+        for session in self:
+            self._close(session, session.ending if session.deadline else ending, now, out)
+        self._ended.clear()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _displace(self, former: TcpSession, session: TcpSession, now: int, out: list[Row]) -> None:
+        """Another connection between the same ports begins; packets may still belong to the former one.
+
+        One former session is kept. Where the newest never got an answer, its SYN was not real: then the one before it.
+        """
+        older = former.previous
+        former.previous = None
+        if older is not None and not older.closed:
+            if not all(former.packets):
+                former, older = older, former
+            self._close(older, older.ending if older.deadline else Ending.IDLE, now, out)
+        session.previous = former
+
+    def _evict(self, now: int, out: list[Row]) -> None:
+        heads: list[AnySession] = [next(iter(self._streams.values()))] if self._streams else []
+        heads += [next(iter(self._datagrams.values()))] if self._datagrams else []
+        session = min(heads, key=lambda one: (one.touched, one.serial))
+        text = f"more than {self._max} sessions were open; the longest silent one was given up"
+        session.finding("evicted", None, 0, 0, session.last_ns, text, out)
+        session.damaged = True
+        self._close(session, session.ending if session.deadline else Ending.INTERRUPTED, now, out)
+
+    def _close(self, session: AnySession, ending: Ending, now: int, out: list[Row]) -> None:
+        if session.closed:
+            return
+        session.finish(ending, out)
+        serial = session.serial
+        self._streams.pop(serial, None)
+        self._datagrams.pop(serial, None)
+        self._active.pop(serial, None)
+        session.forget()
+        self._stubs.append((now + STUB_NS, session))
+        if session.flow and session.kernel is None:
+            self._waiting[session.flow, self._keys[serial]] = session
+        if len(self._stubs) > MAX_STUBS:
+            self._unlink(self._stubs.popleft()[1])
+
+    def _unlink(self, session: AnySession) -> None:
+        key = self._keys.pop(session.serial)
+        for one in (key, (key[1], key[0], key[3], key[2], key[4])):
+            found = self._flows.get(one)
+            if found is not None and found[0] is session:
+                del self._flows[one]
+        if self._waiting.get((session.flow, key)) is session:
+            del self._waiting[session.flow, key]
+        if isinstance(session, TcpSession):
+            session.previous = None
+
+    def _forget(self, now: int) -> None:
+        while self._silent and self._silent[0][0] <= now:
+            _, session = self._silent.popleft()
+            if session.closed:
+                continue
+            if now - session.touched >= FORGET_NS:
+                session.forget()
+            self._silent.append((max(session.touched, now) + FORGET_NS, session))
+        while self._stubs and self._stubs[0][0] <= now:
+            self._unlink(self._stubs.popleft()[1])

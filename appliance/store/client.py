@@ -1,0 +1,160 @@
+"""The store as its users see it: `open_store` finds it, `Store` writes and reads rows.
+
+Three places, one client library: a ClickHouse server (`store.url`), the live `verbatim store` service of the data
+folder, or chDB in this process. Inserts are exactly once in all of them: a batch's token is its SHA-256.
+"""
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID
+
+from appliance.config import Settings
+from appliance.errors import DamagedEvidence, MalformedInput, Refused, Unavailable
+from appliance.model import Row
+from appliance.store import rows
+from appliance.store.link import Link, Role, connect
+
+BATCH_ROWS = 65536
+BATCH_BYTES = 16 * 2**20  # of captured bytes and text in one insert, roughly
+IDS_PER_QUERY = 1000
+TOO_MUCH = {158, 159, 241, 307, 396}  # ClickHouse: rows, time, memory, bytes or result over the limit
+REFUSED = {164, 497, 516}  # ClickHouse: read only, access denied, authentication failed
+KEYED = ("sessions", "messages", "chunks", "findings")
+Answer = TypeVar("Answer")
+
+
+class Store:
+    """An open store: a context manager, for any number of threads. After `Unavailable` the next call connects anew."""
+
+    def __init__(self, open_link: Callable[[], Link]) -> None:
+        self._open = open_link
+        self._link: Link | None = open_link()
+        self._turn = threading.Lock()
+
+    def insert(self, batch: Sequence[Row | rows.AuditRow]) -> None:
+        """Append rows, exactly once even when the same call is repeated; returns when they are stored.
+
+        Rows of one table keep their order. Raises `Unavailable` when the store does not answer (repeat the call) and
+        `DamagedEvidence` when it took fewer rows than it was given.
+        """
+        for table, members in rows.by_table(batch).items():
+            for part in _parts(members):
+                block = rows.encode(table, part)
+                taken = self._guarded(lambda link, block=block: link.insert(block))  # type: ignore[misc]
+                if taken != block.rows:
+                    raise DamagedEvidence(
+                        f"store took {taken} of {block.rows} rows for {table.name}; the batch may be repeated safely"
+                    )
+
+    def audit(self, ts_ns: int, actor: str, action: str, object_: str, reason: str = "") -> None:
+        """Record who did what through the API."""
+        self.insert([rows.AuditRow(ts_ns, actor, action, object_, reason)])
+
+    def last_seqs(self, table: str, ids: Collection[UUID]) -> dict[UUID, int]:
+        """Highest `seq` stored in `table` (sessions, messages, chunks, findings) of each session that has any row."""
+        if table not in KEYED:
+            raise MalformedInput(f"{table}: no such table of session rows; use one of {', '.join(KEYED)}")
+        found: dict[UUID, int] = {}
+        wanted = sorted(ids)
+        for first in range(0, len(wanted), IDS_PER_QUERY):
+            answer = self.select(
+                f"SELECT session_id, max(seq) AS last FROM {table} WHERE session_id IN {{ids:Array(UUID)}} "  # noqa: S608
+                "GROUP BY session_id",
+                {"ids": [str(session) for session in wanted[first : first + IDS_PER_QUERY]]},
+            )
+            found |= {row["session_id"]: int(row["last"]) for row in answer}
+        return found
+
+    def last_position(self, stream: str) -> int | None:
+        """Highest position of the events of a journal stream; None when there is none."""
+        answer = self.select(
+            "SELECT max(position) AS last, count() AS n FROM events WHERE stream = {stream:String}", {"stream": stream}
+        )
+        return int(answer[0]["last"]) if answer and answer[0]["n"] else None
+
+    def select(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, binary: Collection[str] = ()
+    ) -> list[dict[str, Any]]:
+        """All rows of a SELECT with `{name:Type}` parameters. Columns named in `binary` are bytes."""
+        formats = dict.fromkeys(binary, "bytes")
+
+        def run(link: Link) -> list[dict[str, Any]]:
+            result = link.client.query(sql, parameters=dict(parameters or {}), column_formats=formats)
+            return list(result.named_results())
+
+        return self._guarded(run)
+
+    def _guarded(self, run: Callable[[Link], Answer]) -> Answer:
+        """Run against the open link. The driver's errors become ours, without its text: it may quote captured bytes."""
+        from clickhouse_connect.driver.exceptions import ClickHouseError, Error
+
+        with self._turn:
+            if self._link is None:
+                self._link = self._open()
+            link = self._link
+        try:
+            return run(link)
+        except UnicodeError as error:
+            raise MalformedInput("text holds what is no Unicode character; leave it out") from error
+        except (ClickHouseError, RuntimeError, OSError) as error:
+            code = error.code if isinstance(error, Error) else None
+            if code in TOO_MUCH:
+                raise Refused("query exceeds the store's limits; narrow its time range or its terms") from error
+            if code in REFUSED:
+                self._drop(link)
+                raise Refused(
+                    f"store at {link.where} refuses the account or token; check store.url and roles"
+                ) from error
+            if code is None:
+                self._drop(link)
+                raise Unavailable(f"store at {link.where} fails ({type(error).__name__}); try again") from error
+            raise Unavailable(
+                f"store at {link.where} fails with ClickHouse error {code} {_name(error)}; see its log"
+            ) from error
+
+    def _drop(self, link: Link) -> None:
+        with self._turn:
+            if self._link is link:
+                self._link = None
+        link.close()
+
+    def close(self) -> None:
+        with self._turn:
+            link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_store(settings: Settings, role: Role) -> Store:
+    """Open the store of `settings` as 'writer' or 'reader'.
+
+    `store.url`, if set, names a ClickHouse server. Else a live `verbatim store` of the data folder is used; else chDB
+    runs in this process, after waiting up to 30 s for another process to let go of the folder. Raises `Unavailable`.
+    """
+    return Store(lambda: connect(settings, role))
+
+
+def _name(error: BaseException) -> str:
+    return str(getattr(error, "name", None) or "")
+
+
+def _parts(members: Sequence[Row | rows.AuditRow]) -> Iterator[Sequence[Row | rows.AuditRow]]:
+    """Split a batch by rows and bytes. A function of the rows alone, so that a repeated batch splits the same way."""
+    first = weight = 0
+    for at, row in enumerate(members):
+        size = rows.weight(row)
+        if at > first and (at - first >= BATCH_ROWS or weight + size > BATCH_BYTES):
+            yield members[first:at]
+            first, weight = at, 0
+        weight += size
+    yield members[first:]

@@ -1,0 +1,141 @@
+"""chDB in this process: one engine per process, any number of handles, each used by one thread at a time.
+
+Nothing here may run before a fork: a forked child's queries hang.
+"""
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from appliance.errors import Unavailable
+from appliance.store import schema
+from appliance.store.rows import Block
+
+# One insert is one block, and so one part per partition; batches are made by the recorder, not by the engine.
+INSERT_SETTINGS = {
+    "async_insert": "0",
+    "insert_deduplicate": "1",
+    "max_partitions_per_insert_block": "0",
+    "max_insert_block_size": "16777216",
+    "min_insert_block_size_rows": "0",
+    "min_insert_block_size_bytes": "0",
+}
+
+
+def store_path(data: Path) -> Path:
+    return data / "store"
+
+
+class Lock:
+    """The lock of a data folder: one process at a time owns its chDB. Shared by all users within this process."""
+
+    _held: dict[Path, tuple[int, int]] = {}  # noqa: RUF012 - path -> (users, file descriptor), of the whole process
+    _guard = threading.Lock()
+
+    def __init__(self, data: Path) -> None:
+        self._path = data.resolve() / "store.lock"
+        self._mine = False
+
+    def acquire(self) -> bool:
+        """Take the lock if no other process has it."""
+        with self._guard:
+            users, fd = self._held.get(self._path, (0, -1))
+            if not users:
+                fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(fd)
+                    return False
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            self._held[self._path] = (users + 1, fd)
+            self._mine = True
+            return True
+
+    def owner(self) -> str:
+        """Process id of the owner, for an error message; empty if unknown."""
+        try:
+            return self._path.read_text("ascii").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+
+    def release(self) -> None:
+        with self._guard:
+            if not self._mine:
+                return
+            self._mine = False
+            users, fd = self._held[self._path]
+            if users > 1:
+                self._held[self._path] = (users - 1, fd)
+                return
+            del self._held[self._path]
+            os.close(fd)
+
+
+class Handle:
+    """One connection to the engine, in the store's database."""
+
+    def __init__(self, path: Path) -> None:
+        import chdb
+
+        try:
+            self._connection = chdb.connect(str(path))
+            self.run(f"CREATE DATABASE IF NOT EXISTS {schema.DATABASE}")
+            self.run(f"USE {schema.DATABASE}")
+        except RuntimeError as error:
+            raise Unavailable(
+                f"store {path} cannot be opened by chDB; another folder may be open in this process, "
+                "or its files belong to another user"
+            ) from error
+
+    def run(self, sql: str, form: str = "TabSeparated", params: dict[str, str] | None = None) -> bytes:
+        """Run one statement, return its whole result. Raises chDB's RuntimeError."""
+        result = self._connection.query(sql, form, params=params or {})
+        return bytes(result.bytes() or b"")
+
+    def stream(self, sql: str, form: str, params: dict[str, str]) -> Any:
+        """Run one SELECT; the result is iterated over in blocks and must be closed before the handle is used again."""
+        return self._connection.send_query(sql, form, params=params)
+
+    def insert(self, block: Block) -> int:
+        """Insert the block exactly once; return the number of rows that the engine took."""
+        settings = ", ".join(f"{name} = {value}" for name, value in INSERT_SETTINGS.items())
+        columns = ", ".join(f"`{name}`" for name in block.columns)
+        statement = f"INSERT INTO {block.table} ({columns}) SETTINGS {settings}"
+        if block.token:
+            statement += f", insert_deduplication_token = '{block.token}'"
+        inserter = self._connection.send_insert(statement, "Native")
+        try:
+            inserter.append(block.body)
+            return int(inserter.finish().rows_written)
+        finally:
+            inserter.close()
+
+    def classify(self, statement: str) -> dict[str, Any]:
+        """The engine's report on a statement: `query_class` (an enum), `statement_count`, ..."""
+        report: dict[str, Any] = self._connection._conn.classify_query(statement)
+        return report
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def create(data: Path) -> Handle:
+    """Make the folder and the tables, return a handle. The caller holds the folder's `Lock`."""
+    path = store_path(data)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = Handle(path)
+    schema.create(handle.run)
+    return handle

@@ -1,0 +1,325 @@
+"""The wire process: keeps the program attached and its maps current, and drains the ring into the journal.
+
+One loop, one thread, so that nothing needs a lock. The ring comes first: after each piece of other work it is drained
+again. Whatever happens to this process, the program, its maps, the ring and the interlock stay: recording goes on into
+the ring, and when that is full, nothing passes. Only `teardown` opens the gateway again.
+"""
+
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import structlog
+
+from appliance import config, status
+from appliance.errors import MalformedInput, Unavailable, VerbatimError
+from appliance.identity.leases import LeaseTable, Now, identity_from_json, lease_id
+from appliance.journal import FrameKind, JournalKey, Writer
+from appliance.log import configure
+from appliance.wire import clock, interlock, leasing, loader, maps
+from appliance.wire.abi import COUNTER_COUNT, Counter, Reason
+from appliance.wire.control import SOCKET, Json, Server
+from appliance.wire.drain import Drain
+from appliance.wire.interfaces import Filters, Interfaces, interface_index
+from appliance.wire.leasing import Leasing
+from appliance.wire.notes import Notes
+from appliance.wire.ring import SPAN, Ring
+from appliance.wire.sweep import Sweeper
+
+IDLE = 0.05  # seconds to wait for news at most: the ring's wake-ups get lost
+ALERT = 0.005  # the same within a second of traffic, when one that is lost costs most
+GATHER = 0.002  # seconds in which more records may come, so that spans are few
+PLENTY = 256 * 1024  # bytes drained at once, after which there is no waiting
+SECOND = 1_000_000_000
+SWEEP = 5 * SECOND
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    """Everything that the wire process holds open. `settings` must name interfaces of this network namespace."""
+
+    def __init__(self, settings: config.Settings) -> None:
+        self._settings = settings
+        self._stopping = False
+        self._boot = clock.boot_id()
+        self._selector = selectors.DefaultSelector()
+        self._closers: list[Callable[[], None]] = [self._selector.close]
+        try:
+            self._open(settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, settings: config.Settings) -> None:
+        wire = settings.wire
+        rules = maps.rule_entries(settings.rules)
+        ports = interlock.api_ports(settings.api.listen)
+        run = status.run_folder(settings.data)
+        state = settings.data / "state"
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._interfaces = self._keep(Interfaces(wire))
+        key = JournalKey.load_or_create(settings.data)
+        self._writer = self._keep(Writer(settings.data / "journal" / "wire", key, settings=settings.journal))
+        self._notes = Notes(self._writer, self._boot)
+        now = self._notes.now()
+
+        # The interlock stands before anything can be marked, and the maps before anything can be asked of them.
+        self._interlock = self._keep(interlock.Interlock(wire.table, wire.agents, ports))
+        self._interlock.establish()
+        self._locked = True
+        program = self._program = self._keep(loader.open_program(wire))
+        self._filters = Filters(partial(loader.attach, program), partial(loader.attached, program))
+        self._ring = self._keep(Ring(program.ring_fd, wire.ring_bytes))
+        self._drain = Drain(self._ring, self._writer, self._notes, settings.journal, self._stall)
+        self._notes.open(settings.node, program.ring_id, self._ring.position, now)
+        if "ring" not in program.kept:
+            self._notes.event("ring-created", "a new ring: what an older one held is not in this journal", now)
+        self._stall(False)
+        maps.reconcile(program.map("rules"), rules, "rules")
+        table = self._load_leases(state / "leases.json", now)
+        self._leasing = Leasing(
+            state / "leases.json", table, program.map("leases"), self._notes, dict(self._interfaces.agents)
+        )
+        self._leasing.restore(now)
+        self._sweeper = Sweeper(program.map("flows"), program.map("refusals"), wire)
+        self._survey: Iterator[None] | None = None
+        self._swept = now.boottime
+        self._second = 0
+        self._moved = 0
+        if program.reused:
+            self._guard(now)  # then it should have been attached: what was not is told
+        self._place(now)
+
+        self._selector.register(self._ring, selectors.EVENT_READ, lambda mask: None)
+        self._selector.register(self._interlock, selectors.EVENT_READ, self._rules_changed)
+        self._selector.register(self._interfaces, selectors.EVENT_READ, self._news)
+        self._keep(Server(run / SOCKET, self._answer, self._selector))
+
+    def _keep(self, resource: Any) -> Any:
+        self._closers.append(resource.close)
+        return resource
+
+    def close(self) -> None:
+        """Let go of everything. What is pinned, attached and locked stays so."""
+        while self._closers:
+            self._closers.pop()()
+
+    def stop(self, signum: int = 0, frame: FrameType | None = None) -> None:
+        """Have `run` end soon."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until `stop`; then drain what is committed."""
+        log.info("wire is up", interfaces=self._interfaces.indexes, ring=self._program.ring_id)
+        while not self._stopping:
+            now = self._notes.now()
+            moved = self._drain.step(now)
+            if moved:
+                self._moved = now.boottime
+            busy = self._chores(now) or self._ring.fill
+            wait = ALERT if now.boottime - self._moved < SECOND else IDLE
+            for key, mask in self._selector.select(0 if busy else wait):
+                key.data(mask)
+            if moved < PLENTY and (self._ring.fill or moved):
+                time.sleep(IDLE if self._drain.stalled else GATHER)
+        self._drain_all()
+        self._notes.event("wire-stopped", "the wire process ended; program, ring and interlock stay", self._notes.now())
+        status.withdraw(self._settings.data, "wire")
+
+    def _drain_all(self) -> None:
+        """Until the ring has nothing committed, or the journal takes no more; bounded by what the ring holds now."""
+        end = self._ring.position + self._ring.fill
+        while self._ring.position < end and self._drain.step(self._notes.now()):
+            pass
+
+    def _chores(self, now: Now) -> bool:
+        """What the clock asks for. True: there is more to do at once."""
+        if now.boottime - self._second >= SECOND:
+            self._second = now.boottime
+            self._each_second(now)
+        if self._survey is None and now.boottime - self._swept >= SWEEP and not self._drain.stalled:
+            self._swept = now.boottime
+            self._survey = self._sweeper.survey(self._leasing.numbers, now.boottime)
+        if self._survey is not None:
+            if next(self._survey, self) is self:
+                self._survey = None
+                self._sweep()
+            return True
+        return not self._ring.fill and self._writer.prepare()
+
+    def _each_second(self, now: Now) -> None:
+        self._leasing.expire(now)
+        for chore in (self._lock, self._guard, self._tick):
+            self._carefully(chore, now)
+        status.publish(self._settings.data, "wire", self._status())
+
+    def _carefully(self, chore: Callable[[Now], None], now: Now) -> None:
+        """What fails is tried again in a second; draining goes on meanwhile, and the other lock holds."""
+        try:
+            chore(now)
+        except (VerbatimError, OSError) as error:
+            log.error("a check failed", reason=str(error))
+
+    def _tick(self, now: Now) -> None:
+        if not self._drain.stalled:
+            self._notes.clock(now, traffic=False)
+
+    def _stall(self, stalled: bool) -> None:
+        value = maps.settings_value(self._settings.wire, stalled=stalled)
+        maps.put(self._program.map("settings"), bytes(4), value, "settings")
+
+    def _lock(self, now: Now) -> None:
+        """See that the interlock is as it should be."""
+        self._locked = self._interlock.verify()
+        if not self._locked:
+            self._interlock.establish()
+            self._locked = True
+            self._notes.event("interlock-restored", "the nftables table was gone or changed", now)
+
+    def _rules_changed(self, mask: int) -> None:
+        self._carefully(self._lock, self._notes.now())
+
+    def _guard(self, now: Now) -> None:
+        """See that the program is attached to every interface."""
+        for name in self._interfaces.guard(self._filters):
+            text = f"the program was not attached to {name}"
+            self._notes.event("filter-restored", text, now, interface=name)
+
+    def _news(self, mask: int) -> None:
+        if self._interfaces.news():
+            self._carefully(self._place, self._notes.now())
+
+    def _place(self, now: Now) -> None:
+        """Interfaces or addresses changed: bring the maps and the leases up to date, and attach to what is new."""
+        for fact in self._interfaces.refresh():
+            self._notes.event(fact.kind, fact.text, now, **fact.attrs)
+        program, roles = self._program, self._interfaces.roles
+        indexes = {index: roles[name] for name, index in self._interfaces.indexes.items()}
+        maps.reconcile(program.map("locals"), maps.local_entries(self._interfaces.addresses()), "locals")
+        maps.reconcile(program.map("interfaces"), maps.interface_entries(indexes), "interfaces")
+        self._leasing.moved(self._interfaces.agents)
+        self._interfaces.guard(self._filters)
+
+    def _sweep(self) -> None:
+        """End what is over, behind everything that the ring holds about it."""
+        self._drain_all()
+        now = self._notes.now()
+        swept = self._sweeper.finish(now.boottime)
+        try:
+            for span in swept.spans(min(SPAN, self._writer.max_payload)):
+                self._notes.clock(now, traffic=True)
+                self._writer.append(FrameKind.SPAN, span, time_ns=now.unix)
+            self._writer.sync()
+        except Unavailable as error:
+            log.warning("sweep put off", reason=str(error))
+            return
+        self._sweeper.forget(swept)
+
+    def _load_leases(self, path: Path, now: Now) -> LeaseTable:
+        limits = self._settings.leases.max_seconds, self._settings.wire.max_leases
+        try:
+            return leasing.load(path, *limits, now)
+        except MalformedInput as error:
+            path.replace(path.with_suffix(".damaged"))
+            self._notes.event(
+                "leases-lost", "the file of leases is damaged: agents must ask again", now, reason=str(error)
+            )
+            return LeaseTable(*limits)
+
+    def _answer(self, request: Json) -> Json:
+        """One request of the control socket; see `control.py`."""
+        now = self._notes.now()
+        match request.get("do"):
+            case "grant":
+                identity = identity_from_json(request.get("identity"))
+                address, expires = str(request.get("address")), _time(request)
+                lease = self._leasing.grant(address, identity, expires, self._interfaces.behind, now)
+            case "renew":
+                given = request.get("identity")
+                newer = None if given is None else identity_from_json(given)
+                lease = self._leasing.renew(lease_id(request.get("id")), _time(request), newer, now)
+            case "revoke":
+                lease = self._leasing.revoke(lease_id(request.get("id")), now)
+            case "list":
+                self._leasing.expire(now)
+                return {"leases": [lease.to_json() for lease in self._leasing.table.list()]}
+            case "status":
+                return {"status": self._status()}
+            case _:
+                raise MalformedInput("control request: unknown; do one of grant, renew, revoke, list, status")
+        return {"lease": lease.to_json()}
+
+    def _status(self) -> Json:
+        counters = self._program.map("counters")
+        counts = [
+            sum(int.from_bytes(value, "little") for value in counters.lookup_percpu(maps.U32.pack(index)))
+            for index in range(COUNTER_COUNT)
+        ]
+        return {
+            "ring": {"bytes": self._ring.size, "fill": self._ring.fill, "id": self._program.ring_id},
+            "recorded": {"packets": counts[Counter.PACKETS], "bytes": counts[Counter.BYTES]},
+            "refusals": {reason.name.lower(): counts[reason] for reason in Reason if counts[reason]},
+            "others": {other.name.lower(): counts[other] for other in Counter if other > Counter.BYTES},
+            "journal": {
+                "bytes": self._writer.size(),
+                "room": self._writer.room(),
+                "stalled": self._drain.stalled,
+            },
+            "leases": len(self._leasing.table.leases),
+            "flows": self._sweeper.alive,
+            "interfaces": {
+                name: {"index": self._interfaces.indexes.get(name, 0), "role": role.name.lower()}
+                for name, role in self._interfaces.roles.items()
+            },
+            "interlock": self._locked,
+        }
+
+
+def run(settings: config.Settings) -> None:
+    """Be the wire process until SIGTERM or SIGINT. Raises `VerbatimError` when it cannot begin."""
+    configure(settings.log_level)
+    daemon = Daemon(settings)
+    _hurry()
+    signal.signal(signal.SIGTERM, daemon.stop)
+    signal.signal(signal.SIGINT, daemon.stop)
+    try:
+        daemon.run()
+    finally:
+        daemon.close()
+
+
+def _hurry() -> None:
+    """While this process waits for a processor, the ring fills and the network stalls: go before ordinary processes.
+
+    The kernel keeps a share for these all the same (sched(7), sched_rt_runtime_us); children begin as ordinary ones.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except OSError as error:
+        log.warning("runs as an ordinary process: a busy machine will slow traffic down", reason=error.strerror)
+
+
+def teardown(settings: config.Settings) -> None:
+    """Remove program, maps, ring and interlock: the machine forwards as if Verbatim had never been there.
+
+    What the ring still held and no wire process has drained is lost; stop the wire process in order first.
+    """
+    for name in (*settings.wire.agents, *settings.wire.upstream):
+        if index := interface_index(name):
+            loader.detach(index)
+    loader.unpin(settings.wire.bpffs)
+    interlock.remove(settings.wire.table)
+
+
+def _time(request: Json) -> int:
+    value = request.get("expires_ns")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise MalformedInput("expires_ns: not a time in nanoseconds; send an integer")
+    return value

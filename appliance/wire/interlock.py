@@ -1,0 +1,175 @@
+"""The second lock: an nftables table that forwards only what the eBPF program marked as recorded.
+
+The program marks a packet on arrival after its record is in the ring; the table's `forward` chain has the policy *drop*
+and accepts that mark only. With the program detached nothing is marked and nothing passes; with the table gone the
+program still drops what it could not record. A second mark is answered: a reset for TCP, "administratively prohibited"
+for the rest, so that clients fail at once.
+
+The `input` chain protects the gateway itself from the agents' side, which may reach the API, answer what the gateway
+began, and use the ICMP that IP needs. It is stateless (every TCP segment but a connection's first is let through, and
+the kernel resets what belongs to no connection), because connection tracking would track, and defragment, all that is
+forwarded. Input from upstream interfaces is the machine's own business.
+
+The table is replaced as a whole in one transaction (nft(8), "table … delete table … table"), and watched: the kernel
+tells of every change of the rule set (NFNLGRP_NFTABLES) and numbers it (NFT_MSG_GETGEN). After a change the listing is
+compared with what was set up; without one there is nothing to compare, and no other program to wait for.
+"""
+
+import contextlib
+import socket
+import struct
+import subprocess
+from collections.abc import Sequence
+
+from appliance.errors import MalformedInput, Unavailable
+from appliance.wire.abi import MARK_RECORDED, MARK_REFUSED
+
+TIMEOUT = 10.0  # seconds for one run of nft
+NETLINK_NETFILTER = 12  # linux/netlink.h
+SOL_NETLINK = 270  # linux/socket.h
+NETLINK_ADD_MEMBERSHIP = 1  # linux/netlink.h
+NFNLGRP_NFTABLES = 7  # linux/netfilter/nfnetlink.h
+GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN (linux/netfilter/nf_tables.h)
+NEWGEN = 10 << 8 | 15
+NLM_F_REQUEST = 1
+GENERATION = struct.Struct("=IHHII4x4x4s")  # nlmsghdr, nfgenmsg, header and value of the first attribute, NFTA_GEN_ID
+
+ICMP = "echo-request, echo-reply, destination-unreachable, time-exceeded, parameter-problem"
+ICMPV6 = ICMP + ", packet-too-big, nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit"
+
+
+def ruleset(table: str, agents: Sequence[str], ports: Sequence[int]) -> str:
+    """The nft script that replaces table `inet <table>`.
+
+    `agents`: names of the agent-facing interfaces; `ports`: TCP ports of the API on the gateway.
+    """
+    names = ", ".join(f'"{_interface(name)}"' for name in agents)
+    guard = f"iifname {{ {names} }} goto agents" if names else ""
+    api = f"tcp dport {{ {', '.join(str(port) for port in sorted(set(ports)))} }} accept" if ports else ""
+    return f"""\
+table inet {table}
+delete table inet {table}
+table inet {table} {{
+    counter refused {{ }}
+    counter unrecorded {{ }}
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+        meta mark {MARK_RECORDED:#x} accept
+        meta mark {MARK_REFUSED:#x} counter name refused goto refuse
+        counter name unrecorded drop
+    }}
+    chain refuse {{
+        meta l4proto tcp reject with tcp reset
+        reject with icmpx admin-prohibited
+    }}
+    chain agents {{
+        tcp flags & (syn | ack) != syn accept
+        {api}
+        icmp type {{ {ICMP} }} accept
+        icmpv6 type {{ {ICMPV6} }} accept
+        drop
+    }}
+    chain input {{
+        type filter hook input priority filter; policy accept;
+        {guard}
+    }}
+}}
+"""
+
+
+def api_ports(listen: Sequence[str]) -> tuple[int, ...]:
+    """TCP ports of the `api.listen` addresses; those that any free port is taken for (0) are left out."""
+    ports = []
+    for address in listen:
+        port = address.rpartition(":")[2]
+        if not port.isascii() or not port.isdecimal() or int(port) > 65535:
+            raise MalformedInput(f"api.listen {address}: no port; write host:port or [v6]:port")
+        ports.append(int(port))
+    return tuple(sorted({port for port in ports if port}))
+
+
+class Interlock:
+    """The table in this network namespace. `fileno()` is readable when some rule set changed: then call `verify`."""
+
+    def __init__(self, table: str, agents: Sequence[str], ports: Sequence[int]) -> None:
+        self._table = table
+        self._script = ruleset(table, agents, ports)
+        self._expected = ""
+        self._verified: int | None = None  # generation of the rule set in which the table was as it should be
+        self._news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        try:
+            self._news.setblocking(False)
+            self._news.bind((0, 0))
+            self._news.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+        except OSError as error:
+            self.close()
+            raise Unavailable(f"nftables: no news of its changes: {error.strerror}; run as root") from error
+
+    def fileno(self) -> int:
+        return self._news.fileno()
+
+    def close(self) -> None:
+        """Stop watching. The table stays."""
+        self._news.close()
+
+    def establish(self) -> None:
+        """Put the table in place, replacing one of that name in the same transaction."""
+        _nft("-f", "-", script=self._script)
+        self._expected = self._listing()
+
+    def verify(self) -> bool:
+        """Whether the table is as it was set up. Forgets the news that came before."""
+        with contextlib.suppress(OSError):  # empty, or overrun, which is news as well
+            while self._news.recv(65536):
+                pass
+        try:
+            now = _generation()
+            if now != self._verified:
+                self._verified = now if self._listing() == self._expected else None
+        except Unavailable:
+            self._verified = None
+        return self._verified is not None
+
+    def _listing(self) -> str:
+        return _nft("--stateless", "list", "table", "inet", self._table)
+
+
+def _generation() -> int:
+    """The number of this namespace's rule set; another one after every change."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as sock:
+        sock.settimeout(TIMEOUT)
+        try:
+            sock.send(struct.pack("=IHHII4x", 20, GETGEN, NLM_F_REQUEST, 1, 0))
+            answer = sock.recv(4096)
+        except OSError as error:
+            raise Unavailable(f"nftables: no answer: {error.strerror or 'in time'}; run as root") from error
+    if len(answer) < GENERATION.size or (said := GENERATION.unpack_from(answer))[1] != NEWGEN:
+        raise Unavailable("nftables: the kernel does not number its rule sets; use a kernel of 6.1 or later")
+    return int.from_bytes(said[5], "big")
+
+
+def remove(table: str) -> None:
+    """Delete the table if it is there: from then on the kernel forwards without it."""
+    _nft("-f", "-", script=f"table inet {table}\ndelete table inet {table}\n")
+
+
+def _interface(name: str) -> str:
+    """nft has no escape in quoted names, and the kernel forbids only `/` and blanks."""
+    if not name or len(name) > 15 or any(c in '"*\\' or not c.isprintable() or c.isspace() for c in name):
+        raise MalformedInput(f"interface {name!r}: not a name that nftables can quote; rename it")
+    return name
+
+
+def _nft(*arguments: str, script: str | None = None) -> str:
+    try:
+        done = subprocess.run(
+            ["nft", *arguments], input=script, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+    except FileNotFoundError as error:
+        raise Unavailable("nft: not found; install the package nftables") from error
+    except subprocess.TimeoutExpired as error:
+        raise Unavailable(f"nft: no answer within {TIMEOUT:.0f} s; look at the machine's load") from error
+    if done.returncode:
+        fault = next((line for line in done.stderr.splitlines() if line.strip()), "no message")
+        raise Unavailable(f"nft: {fault}; run as root on a kernel with nftables")
+    return done.stdout

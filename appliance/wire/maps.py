@@ -1,0 +1,106 @@
+"""What user space tells the program: rules, leases, local addresses and the stall flag, as entries of kernel maps.
+
+The entries are computed by pure functions and brought into the (pinned) maps by difference: entries that should be
+there are written before others are deleted, so that a restart has no moment in which a known flow is refused.
+"""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import IPv4Network
+
+from appliance import config
+from appliance.errors import MalformedInput, Unavailable
+from appliance.identity.leases import Lease
+from appliance.wire.abi import (
+    Lane,
+    LeaseValue,
+    Role,
+    RuleKey,
+    RuleValue,
+    SettingsValue,
+    pack_address,
+)
+from appliance.wire.bpf import Map
+
+U32 = struct.Struct("=I")
+PRESENT = U32.pack(1)
+TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
+LANES = {"tap": Lane.TAP, "relay": Lane.RELAY, "refuse": Lane.REFUSE}
+MAX_RULES = 1024
+RULE_HEAD_BITS = 32  # bits of struct rule_key between prefixlen and network
+
+Entries = Mapping[bytes, bytes]
+
+
+def rule_entries(rules: Sequence[config.Rule]) -> dict[bytes, bytes]:
+    """Map `rules`: struct rule_key → struct rule, numbered from 1 in the order of the configuration.
+
+    Raises `MalformedInput` for two rules about the same destination, port and protocol.
+    """
+    if len(rules) > MAX_RULES:
+        raise MalformedInput(f"rules: {len(rules)} are too many; write at most {MAX_RULES}")
+    entries: dict[bytes, bytes] = {}
+    for number, rule in enumerate(rules, 1):
+        v4 = isinstance(rule.to, IPv4Network)
+        protocol = {"any": 0, "tcp": TCP, "udp": UDP, "icmp": ICMP if v4 else ICMPV6}[rule.protocol]
+        prefix = rule.to.prefixlen + (96 if v4 else 0)
+        key = RuleKey(
+            prefixlen=RULE_HEAD_BITS + prefix,
+            family=rule.to.version,
+            protocol=protocol,
+            port=rule.port.to_bytes(2, "big"),
+            network=pack_address(rule.to.network_address),
+        ).pack()
+        if key in entries:
+            raise MalformedInput(f"rules: number {number} ({rule.to}) repeats an earlier one; remove one of the two")
+        entries[key] = RuleValue(id=number, lane=LANES[rule.lane], unbound=rule.unbound, prefix=prefix).pack()
+    return entries
+
+
+def lease_entries(leases: Iterable[Lease], indexes: Mapping[str, int]) -> dict[bytes, bytes]:
+    """Map `leases`: address → struct lease with its end in CLOCK_BOOTTIME.
+
+    `indexes`: of the agent-facing interfaces by name; a lease whose interface is not among them is left out.
+    """
+    return {
+        pack_address(lease.address): LeaseValue(lease.number, lease.deadline_ns, indexes[lease.interface]).pack()
+        for lease in leases
+        if lease.interface in indexes
+    }
+
+
+def local_entries(addresses: Iterable[str]) -> dict[bytes, bytes]:
+    """Map `locals`: the gateway's own addresses."""
+    return {pack_address(address): PRESENT for address in addresses}
+
+
+def interface_entries(indexes: Mapping[int, Role]) -> dict[bytes, bytes]:
+    """Map `interfaces`: interface index → role."""
+    return {U32.pack(index): U32.pack(role) for index, role in indexes.items()}
+
+
+def settings_value(settings: config.Wire, *, stalled: bool) -> bytes:
+    """The one element of map `settings`."""
+    return SettingsValue(int(stalled), 0, int(settings.refusal_interval * 1e9)).pack()
+
+
+def reconcile(target: Map, wanted: Entries, name: str) -> tuple[bytes, ...]:
+    """Make `target` hold exactly `wanted`; gives back the keys that were deleted.
+
+    Raises `Unavailable` when the kernel's map is full.
+    """
+    there = dict(target.items())
+    for key, value in wanted.items():
+        if there.get(key) != value:
+            put(target, key, value, name)
+    stale = tuple(key for key in there if key not in wanted)
+    for key in stale:
+        target.delete(key)
+    return stale
+
+
+def put(target: Map, key: bytes, value: bytes, name: str) -> None:
+    try:
+        target.update(key, value)
+    except OSError as error:
+        raise Unavailable(f"kernel map {name}: {error.strerror or error}; raise its limit in [wire]") from error

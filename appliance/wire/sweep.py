@@ -1,0 +1,174 @@
+"""What the program leaves for user space to finish: flows that nobody ended, and bursts of refusals that stopped.
+
+The program writes FLOW_END and REFUSAL records itself while packets come. A flow that fell silent, or whose lease is
+gone, sends none any more; the ring may have had no room for a FLOW_END; and the last refusals of a burst wait in their
+map for a next packet. Their records are made here, for the journal's PLAIN layout.
+
+A sweep surveys the maps in small steps, so that the ring can be drained in between, and then looks once more at each
+entry that seemed over before it is ended.
+"""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field
+
+from appliance import config
+from appliance.wire.abi import (
+    ABI,
+    Flow,
+    FlowEnd,
+    FlowKey,
+    Kind,
+    Record,
+    RefusalKey,
+    RefusalValue,
+    Side,
+)
+from appliance.wire.bpf import Map
+from appliance.wire.records import plain
+
+LINGER = 5_000_000_000  # ns for which an ended flow stays known, for its last retransmissions
+STEP = 1024  # entries looked at in one go
+NOWHERE = bytes(16)
+PROTOCOL = 36  # offset of flow_key.protocol
+TCP = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """When a flow is over. Times in ns of CLOCK_BOOTTIME; `cut`: leases that ended more than `LINGER` ago."""
+
+    now: int
+    flow_idle: int
+    datagram_idle: int
+    cut: Set[int] = frozenset()
+
+
+@dataclass(slots=True)
+class Swept:
+    """Records to journal, in PLAIN layout, and the keys of `flows` and `refusals` to delete afterwards."""
+
+    records: list[bytes] = field(default_factory=list)
+    flows: list[bytes] = field(default_factory=list)
+    refusals: list[bytes] = field(default_factory=list)
+
+    def spans(self, limit: int) -> Iterator[bytes]:
+        """The records as payloads of at most `limit` bytes each."""
+        span = bytearray()
+        for record in self.records:
+            if span and len(span) + len(record) > limit:
+                yield bytes(span)
+                span.clear()
+            span += record
+        if span:
+            yield bytes(span)
+
+
+def ending(key: bytes, value: bytes, terms: Terms) -> FlowEnd:
+    """How the flow of this entry ended, long enough ago to be forgotten; LIVE: not so."""
+    _, last, lease, _, _, end, _, _ = Flow.HEAD.unpack_from(value)
+    silence = terms.now - last
+    if end != FlowEnd.LIVE:
+        return FlowEnd(end) if silence >= LINGER else FlowEnd.LIVE
+    if lease in terms.cut:
+        return FlowEnd.CUT
+    idle = terms.flow_idle if key[PROTOCOL] == TCP else terms.datagram_idle
+    return FlowEnd.IDLE if silence >= idle else FlowEnd.LIVE
+
+
+def flow_end(key: bytes, value: bytes, end: FlowEnd, now_ns: int) -> bytes | None:
+    """The FLOW_END record that is still owed for this entry; None: the program has written it."""
+    named, flow = FlowKey.unpack(key), Flow.unpack(value)
+    if flow.reported:
+        return None
+    flow.end, flow.reported = end, 1
+    statement = flow.pack()
+    record = _record(Kind.FLOW_END, now_ns, named.source, named.destination)
+    record.lane = flow.lane
+    record.side = Side.CLIENT
+    record.family = named.family
+    record.protocol = named.protocol
+    record.flags = flow.flags
+    record.length = len(statement)
+    record.lease = flow.lease
+    record.flow = flow.start
+    record.source_port = named.source_port
+    record.destination_port = named.destination_port
+    return plain(record, statement)
+
+
+def refusals(key: bytes, value: bytes, now_ns: int, interval_ns: int) -> bytes | None:
+    """The REFUSAL record of a burst that no further packet carried out; None: there is none. Destination unknown."""
+    named, refusal = RefusalKey.unpack(key), RefusalValue.unpack(value)
+    if not refusal.count or now_ns - refusal.recorded < 2 * interval_ns:
+        return None
+    record = _record(Kind.REFUSAL, now_ns, named.source, NOWHERE)
+    record.reason = named.reason & 0xFF
+    record.count = refusal.count
+    return plain(record, b"")
+
+
+class Sweeper:
+    """Sweeps the kernel's maps `flows` and `refusals`. `alive`: flows that the last survey found."""
+
+    def __init__(self, flows: Map, refusals: Map, settings: config.Wire) -> None:
+        self._flows = flows
+        self._refusals = refusals
+        self._flow_idle = int(settings.flow_idle * 1e9)
+        self._datagram_idle = int(settings.datagram_idle * 1e9)
+        self._interval = int(settings.refusal_interval * 1e9)
+        self._gone: dict[int, int] = {}  # leases not in force that flows bear: since when
+        self._over: list[bytes] = []
+        self.alive = 0
+
+    def survey(self, live: Set[int], now_ns: int) -> Iterator[None]:
+        """Find what seems over, `STEP` entries from one yield to the next. `live`: numbers of the leases in force."""
+        terms = self._terms(now_ns)
+        leases: set[int] = set()
+        self._over.clear()
+        count = 0
+        for count, (key, value) in enumerate(self._flows.items(), 1):
+            if ending(key, value, terms) is not FlowEnd.LIVE:
+                self._over.append(key)
+            leases.add(Flow.HEAD.unpack_from(value)[2])
+            if count % STEP == 0:
+                yield
+        self.alive = count - len(self._over)
+        self._gone = {lease: self._gone.get(lease, now_ns) for lease in leases - live - {0}}
+
+    def finish(self, now_ns: int) -> Swept:
+        """Look again at what seemed over; to be called when the ring is drained, so that a flow's end comes last."""
+        terms = self._terms(now_ns)
+        swept = Swept()
+        for key in self._over:
+            value = self._flows.lookup(key)
+            if value is None or (end := ending(key, value, terms)) is FlowEnd.LIVE:
+                continue
+            swept.flows.append(key)
+            if record := flow_end(key, value, end, now_ns):
+                swept.records.append(record)
+        for key, value in self._refusals.items():
+            if record := refusals(key, value, now_ns, self._interval):
+                swept.refusals.append(key)
+                swept.records.append(record)
+        return swept
+
+    def forget(self, swept: Swept) -> None:
+        """Delete what was journaled."""
+        for key in swept.flows:
+            self._flows.delete(key)
+        for key in swept.refusals:
+            self._refusals.delete(key)
+        self._over.clear()
+
+    def _terms(self, now_ns: int) -> Terms:
+        cut = frozenset(lease for lease, since in self._gone.items() if now_ns - since >= LINGER)
+        return Terms(now_ns, self._flow_idle, self._datagram_idle, cut)
+
+
+def _record(kind: Kind, time: int, source: bytes, destination: bytes) -> Record:
+    return Record(
+        version=ABI, kind=kind, lane=0, side=0, family=0, protocol=0, reason=0, flags=0, ifindex=0, length=0,
+        time=time, lease=0, flow=0, count=0, source=source, destination=destination, source_port=0,
+        destination_port=0, seq=0, ack=0, window=0, tcp_flags=0, reserved=0, payload=0, gso_size=0, gso_segs=0,
+        header=0, vlan=0,
+    )  # fmt: skip

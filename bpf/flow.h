@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * May the packet pass? Its flow, the rule for its server, the lease of its client.
+ */
+#ifndef VERBATIM_FLOW_H
+#define VERBATIM_FLOW_H
+
+#include "record.h"
+
+#define PORT_QUIC 443
+
+static __always_inline void reverse(struct flow_key *to, const struct flow_key *from)
+{
+	__builtin_memcpy(to->source, from->destination, 16);
+	__builtin_memcpy(to->destination, from->source, 16);
+	to->source_port = from->destination_port;
+	to->destination_port = from->source_port;
+	to->protocol = from->protocol;
+	to->family = from->family;
+	to->reserved = 0;
+}
+
+/* The flow of the packet, or 0 and .flow_key as if the packet opened one. Sets record.side. */
+static __always_inline struct flow *find_flow(struct scratch *s)
+{
+	struct flow *flow;
+
+	s->record.side = SIDE_CLIENT;
+	s->flow_key = s->key;
+	flow = bpf_map_lookup_elem(MAP(MAP_FLOWS), &s->flow_key);
+	if (!flow) {
+		reverse(&s->flow_key, &s->key);
+		flow = bpf_map_lookup_elem(MAP(MAP_FLOWS), &s->flow_key);
+		if (flow)
+			s->record.side = SIDE_SERVER;
+		else
+			s->flow_key = s->key;
+	}
+	return flow;
+}
+
+/* An ICMP error travels against the packet that it is about, and is recorded with the flow's own addresses. */
+static __always_inline void turn_round(struct scratch *s)
+{
+	struct record *record = &s->record;
+
+	record->side ^= 1;
+	record->flags |= RECORD_F_RELATED;
+	record->protocol = s->key.protocol;
+	__builtin_memcpy(record->source, s->key.destination, 16);
+	__builtin_memcpy(record->destination, s->key.source, 16);
+	record->source_port = s->key.destination_port;
+	record->destination_port = s->key.source_port;
+}
+
+static __always_inline int is_tcp_syn(struct scratch *s)
+{
+	return s->record.protocol == IPPROTO_TCP && s->opens && !s->related;
+}
+
+/* A client's SYN starts the flow anew when the one that is known is over, or began with another sequence number; so does
+ * the SYN of a former server that is an agent itself, once the flow that is over has been reported. */
+static __always_inline int starts_anew(struct scratch *s, struct flow *flow)
+{
+	struct side_state *client = &flow->sides[SIDE_CLIENT];
+
+	if (!is_tcp_syn(s))
+		return 0;
+	if (s->record.side == SIDE_SERVER)
+		return flow->end != FLOW_LIVE && flow->reported && s->role == ROLE_AGENT;
+	return flow->end != FLOW_LIVE || (client->flags & SIDE_F_SEEN && client->isn != s->record.seq);
+}
+
+/* Does a packet come from where its side of the flow is? Servers may be agents; clients always are. */
+static __always_inline int is_misplaced(struct scratch *s, struct flow *flow)
+{
+	if (s->role == ROLE_AGENT || s->related)
+		return REASON_NONE;
+	if (s->record.side == SIDE_CLIENT)
+		return REASON_NO_FLOW;
+	return is_tcp_syn(s) && flow->end != FLOW_LIVE ? REASON_INBOUND : REASON_NONE;
+}
+
+/* May a packet without a flow open one? */
+static __always_inline int may_open(struct scratch *s)
+{
+	struct record *record = &s->record;
+
+	if (s->related)
+		return REASON_PROTOCOL;
+	if (s->role != ROLE_AGENT)
+		return s->opens ? REASON_INBOUND : REASON_NO_FLOW;
+	if (record->protocol == IPPROTO_TCP) /* else picked up midstream, as after a restart of the gateway */
+		return record->tcp_flags & TCP_RST ? REASON_NO_FLOW : REASON_NONE;
+	return s->opens ? REASON_NONE : REASON_PROTOCOL;
+}
+
+static __always_inline struct rule *look_up_rule(struct scratch *s, __u8 protocol, __be16 port)
+{
+	struct rule_key *key = &s->rule_key;
+
+	key->prefixlen = (sizeof(*key) - sizeof(key->prefixlen)) * 8;
+	key->family = s->flow_key.family;
+	key->protocol = protocol;
+	key->port = port;
+	__builtin_memcpy(key->network, s->flow_key.destination, 16);
+	return bpf_map_lookup_elem(MAP(MAP_RULES), key);
+}
+
+/* The rule for the flow's server, and what it says. Sets .rule and record.lane; *unbound: no lease is needed. */
+static __always_inline int ask_rules(struct scratch *s, __u8 *unbound)
+{
+	__u8 protocol = s->flow_key.protocol;
+	__u16 port = s->flow_key.destination_port;
+	int echo = protocol != IPPROTO_TCP && protocol != IPPROTO_UDP;
+	struct rule *best, *rule;
+	int exact = 0;
+
+	best = look_up_rule(s, protocol, 0);
+	rule = look_up_rule(s, 0, 0);
+	if (rule && (!best || rule->prefix > best->prefix) && !(echo && rule->lane != LANE_REFUSE))
+		best = rule;
+	if (!echo) {
+		rule = look_up_rule(s, protocol, bpf_htons(port));
+		if (rule && (!best || rule->prefix >= best->prefix)) {
+			best = rule;
+			exact = 1;
+		}
+	}
+	if (!best)
+		return REASON_NO_RULE;
+	s->rule = best->id;
+	s->record.lane = best->lane;
+	*unbound = best->unbound;
+	if (best->lane == LANE_RELAY)
+		return REASON_RELAY;
+	if (best->lane != LANE_TAP)
+		return REASON_RULE;
+	if (protocol == IPPROTO_UDP && port == PORT_QUIC && !exact)
+		return REASON_QUIC;
+	return REASON_NONE;
+}
+
+/* The identity that the packet travels under: asked for each packet, so that expiry and revocation cut live flows. */
+static __always_inline int ask_leases(struct __sk_buff *skb, struct scratch *s, struct flow *flow, __u8 unbound)
+{
+	struct record *record = &s->record;
+	struct lease *lease;
+	int reason = REASON_NONE;
+
+	if (flow && flow->flags & RECORD_F_UNBOUND && unbound) {
+		record->flags |= RECORD_F_UNBOUND;
+		return REASON_NONE;
+	}
+	lease = bpf_map_lookup_elem(MAP(MAP_LEASES), s->flow_key.source);
+	if (!lease || (lease->ifindex && record->side == SIDE_CLIENT && lease->ifindex != skb->ifindex)) {
+		reason = REASON_NO_LEASE;
+	} else {
+		record->lease = lease->id;
+		if (lease->expires <= record->time)
+			reason = REASON_LEASE_EXPIRED;
+		else if (flow && flow->lease != lease->id)
+			reason = REASON_LEASE_CHANGED;
+	}
+	if (reason && !flow && unbound) {
+		record->lease = 0;
+		record->flags |= RECORD_F_UNBOUND;
+		return REASON_NONE;
+	}
+	return reason;
+}
+
+/* Take leave of the flow that a SYN replaces. */
+static __always_inline int close_former(struct scratch *s, struct flow *former)
+{
+	if (former->end == FLOW_LIVE)
+		former->end = FLOW_IDLE; /* its peers gave it up without a word that we saw */
+	return former->reported ? REASON_NONE : report_end(s, former);
+}
+
+/* Its first packet is counted when it is recorded. */
+static __always_inline struct flow *open_flow(struct scratch *s, __u64 how)
+{
+	struct flow *fresh = &s->flow;
+
+	__builtin_memset(fresh, 0, sizeof(*fresh));
+	fresh->start = s->record.time;
+	fresh->last = s->record.time;
+	fresh->lease = s->record.lease;
+	fresh->rule = s->rule;
+	fresh->lane = s->record.lane;
+	fresh->flags = s->record.flags & RECORD_F_UNBOUND;
+	bpf_map_update_elem(MAP(MAP_FLOWS), &s->flow_key, fresh, how);
+	return bpf_map_lookup_elem(MAP(MAP_FLOWS), &s->flow_key); /* also when another CPU was quicker; 0: the map is full */
+}
+
+/* The packet's flow, and whether it may pass now. The flow is also given when it may not. */
+static __always_inline int admit(struct __sk_buff *skb, struct scratch *s, struct flow **found)
+{
+	struct record *record = &s->record;
+	struct flow *flow, *former = 0;
+	__u8 unbound = 0;
+	int reason;
+
+	flow = find_flow(s);
+	if (s->related)
+		turn_round(s);
+	if (flow && starts_anew(s, flow)) {
+		if (record->side == SIDE_SERVER) {
+			bpf_map_delete_elem(MAP(MAP_FLOWS), &s->flow_key);
+			s->flow_key = s->key;
+			record->side = SIDE_CLIENT;
+		} else {
+			former = flow;
+		}
+		flow = 0;
+	}
+	if (flow) {
+		*found = flow;
+		record->flow = flow->start;
+		record->lease = flow->lease;
+		reason = is_misplaced(s, flow);
+	} else {
+		reason = may_open(s);
+	}
+	if (!reason)
+		reason = ask_rules(s, &unbound);
+	if (!reason)
+		reason = ask_leases(skb, s, flow, unbound);
+	if (!reason && former)
+		reason = close_former(s, former);
+	if (reason || flow)
+		return reason;
+	flow = open_flow(s, former ? BPF_ANY : BPF_NOEXIST);
+	if (!flow)
+		return REASON_FLOWS_FULL;
+	*found = flow;
+	record->flow = flow->start;
+	return REASON_NONE;
+}
+
+#endif

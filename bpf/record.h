@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Records in the ring: packets, refusals, ends of flows.
+ */
+#ifndef VERBATIM_RECORD_H
+#define VERBATIM_RECORD_H
+
+#include "scratch.h"
+
+#define PIECE 8192		      /* what one step of a long copy moves */
+#define REFUSAL_BYTES 128	      /* of a refused packet are kept */
+#define RING_RESERVED 16	      /* one part in so many of the ring is kept for packets without payload */
+#define RING_CALM 8		      /* refusal records are written while one part in so many is free */
+
+struct refusal_record {
+	struct record record;
+	__u8 bytes[REFUSAL_BYTES];
+};
+
+struct flow_end_record {
+	struct record record;
+	struct flow flow;
+};
+
+static __always_inline int has_room(__u32 length, __u32 reserved)
+{
+	__u64 size = bpf_ringbuf_query(MAP(MAP_RING), BPF_RB_RING_SIZE);
+	__u64 used = bpf_ringbuf_query(MAP(MAP_RING), BPF_RB_AVAIL_DATA);
+
+	return used + length + (reserved ? size / reserved : 0) <= size;
+}
+
+/* Copy packet bytes behind the record's header. The verifier wants lengths that it knows: so pieces of constant length,
+ * where the last one overlaps the one before. Nothing is copied beyond the packet, and no space of the ring is wasted. */
+static __always_inline int copy_piece(struct __sk_buff *skb, struct bpf_dynptr *slot, __u32 from, __u32 at, __u32 size)
+{
+	void *to = bpf_dynptr_data(slot, sizeof(struct record) + at, size);
+
+	return !to || bpf_skb_load_bytes(skb, from + at, to, size);
+}
+
+static __always_inline int copy_packet(struct __sk_buff *skb, struct scratch *s, struct bpf_dynptr *slot)
+{
+	__u32 length = s->record.length, from = s->packet;
+
+	if (length >= PIECE) {
+#pragma clang loop unroll(disable)
+		for (__u32 i = 0; i < PACKET_BYTES_MAX / PIECE; i++) {
+			__u32 at = i * PIECE;
+
+			if (at + PIECE > length)
+				break;
+			if (copy_piece(skb, slot, from, at, PIECE))
+				return -1;
+		}
+		return copy_piece(skb, slot, from, length - PIECE, PIECE);
+	}
+#define TRY(SIZE)                                                                                                      \
+	if (length >= (SIZE))                                                                                          \
+	return copy_piece(skb, slot, from, 0, SIZE) || copy_piece(skb, slot, from, length - (SIZE), SIZE)
+	TRY(4096);
+	TRY(2048);
+	TRY(1024);
+	TRY(512);
+	TRY(256);
+	TRY(128);
+	TRY(64);
+	TRY(32);
+	TRY(16);
+#undef TRY
+	return -1; /* shorter than an IP header: cannot be */
+}
+
+static __always_inline int record_packet(struct __sk_buff *skb, struct scratch *s)
+{
+	__u32 size = sizeof(struct record) + s->record.length;
+	/* Resets, FINs and bare acknowledgements still get through when data does not: nobody would send them again. */
+	__u32 reserved = s->record.protocol == IPPROTO_TCP && !s->record.payload && !s->related ? 0 : RING_RESERVED;
+	struct bpf_dynptr slot;
+	struct record *record;
+
+	if (!has_room(size, reserved))
+		return REASON_RING_FULL;
+	s->record.kind = RECORD_PACKET;
+	if (bpf_ringbuf_reserve_dynptr(MAP(MAP_RING), size, 0, &slot)) {
+		bpf_ringbuf_discard_dynptr(&slot, 0);
+		return REASON_RING_FULL;
+	}
+	record = bpf_dynptr_data(&slot, 0, sizeof(*record));
+	if (!record || copy_packet(skb, s, &slot)) {
+		bpf_ringbuf_discard_dynptr(&slot, 0);
+		return REASON_MALFORMED;
+	}
+	record = bpf_dynptr_data(&slot, 0, sizeof(*record));
+	if (!record) {
+		bpf_ringbuf_discard_dynptr(&slot, 0);
+		return REASON_MALFORMED;
+	}
+	*record = s->record;
+	bpf_ringbuf_submit_dynptr(&slot, 0);
+	return REASON_NONE;
+}
+
+/* The flow's last word. Without room it stays unreported, and user space says it when it sweeps the flows. */
+static __always_inline int report_end(struct scratch *s, struct flow *flow)
+{
+	struct flow_end_record *slot = bpf_ringbuf_reserve(MAP(MAP_RING), sizeof(*slot), 0);
+	struct record *record;
+
+	if (!slot) {
+		bump(COUNTER_UNREPORTED, 1);
+		return REASON_RING_FULL;
+	}
+	flow->reported = 1;
+	record = &slot->record;
+	__builtin_memset(record, 0, sizeof(*record));
+	record->version = WIRE_ABI;
+	record->kind = RECORD_FLOW_END;
+	record->lane = flow->lane;
+	record->family = s->flow_key.family;
+	record->protocol = s->flow_key.protocol;
+	record->flags = flow->flags;
+	record->ifindex = s->record.ifindex;
+	record->length = sizeof(*flow);
+	record->time = s->record.time;
+	record->lease = flow->lease;
+	record->flow = flow->start;
+	__builtin_memcpy(record->source, s->flow_key.source, 16);
+	__builtin_memcpy(record->destination, s->flow_key.destination, 16);
+	record->source_port = s->flow_key.source_port;
+	record->destination_port = s->flow_key.destination_port;
+	slot->flow = *flow;
+	bpf_ringbuf_submit(slot, 0);
+	return REASON_NONE;
+}
+
+/* The first bytes of a refused packet, as many as there are. */
+static __always_inline void record_refusal(struct __sk_buff *skb, struct scratch *s, __u64 count)
+{
+	__u32 whole = skb->len - s->packet;
+	struct refusal_record *slot;
+	__u64 length;
+
+	slot = bpf_ringbuf_reserve(MAP(MAP_RING), sizeof(*slot), 0);
+	if (!slot)
+		return;
+	if (s->record.length && s->record.length < whole)
+		whole = s->record.length;
+	length = whole > REFUSAL_BYTES ? REFUSAL_BYTES : whole;
+	if (length < whole)
+		s->record.flags |= RECORD_F_CUT;
+	s->record.kind = RECORD_REFUSAL;
+	s->record.count = count;
+	__builtin_memset(slot->bytes, 0, sizeof(slot->bytes));
+	s->record.length = length;
+	length -= 1;
+	asm volatile("" : "+r"(length));
+	if (length < REFUSAL_BYTES) {
+		length += 1;
+		if (bpf_skb_load_bytes(skb, s->packet, slot->bytes, length))
+			s->record.length = 0;
+	} else {
+		s->record.length = 0;
+	}
+	slot->record = s->record;
+	bpf_ringbuf_submit(slot, 0);
+	s->refusal.recorded = s->record.time;
+	s->refusal.count = 0;
+}
+
+/* At most one record per source, reason and interval; it says how many packets there were since the last one. */
+static __always_inline void report_refusal(struct __sk_buff *skb, struct scratch *s, __u32 reason, __u64 interval)
+{
+	struct refusal *known;
+
+	__builtin_memcpy(s->refusal_key.source, s->record.source, 16);
+	s->refusal_key.reason = reason;
+	known = bpf_map_lookup_elem(MAP(MAP_REFUSALS), &s->refusal_key);
+	s->refusal.recorded = known ? known->recorded : 0;
+	s->refusal.count = known ? known->count + 1 : 1;
+	if ((!s->refusal.recorded || s->record.time - s->refusal.recorded >= interval) &&
+	    has_room(sizeof(struct refusal_record), RING_CALM))
+		record_refusal(skb, s, s->refusal.count);
+	if (known) {
+		known->recorded = s->refusal.recorded;
+		known->count = s->refusal.count;
+	} else {
+		bpf_map_update_elem(MAP(MAP_REFUSALS), &s->refusal_key, &s->refusal, BPF_ANY);
+	}
+}
+
+#endif

@@ -1,0 +1,269 @@
+"""The appliance on the lab's gateway: its settings, its processes, and its API as seen from the lab.
+
+Runs what `verbatim up` runs in production, as a program of the gateway's namespace. Reads go through the HTTPS API
+with an auditor's token, or through the command line, as a person would.
+"""
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from appliance import status
+from tests.lab.lab import Lab
+from tests.lab.net import PYTHON, Done, Host
+from tests.lab.process import Process
+from tests.lab.services.base import DOMAIN
+from tests.lab.services.idp import AUDIENCE
+from tests.lab.wait import until
+
+API_PORT = 8443
+START_SECONDS = 90.0
+DATAGRAM_IDLE = 3.0  # seconds after which a lookup counts as over
+PARTS = ("store", "wire", "record", "api")
+
+
+def literal(address: str) -> str:
+    """An address as URLs and `address:port` want it."""
+    return f"[{address}]" if ":" in address else address
+
+
+def mount_bpffs() -> None:
+    """Debian's systemd mounts it; a container or a fresh root may not have it."""
+    mounts = Path("/proc/self/mounts").read_text().splitlines()
+    if not any(line.split()[1:3] == ["/sys/fs/bpf", "bpf"] for line in mounts):
+        subprocess.run(["mount", "-t", "bpf", "bpf", "/sys/fs/bpf"], check=True)
+
+
+def _fingerprint(pem: bytes) -> str:
+    return x509.load_pem_x509_certificate(pem).fingerprint(hashes.SHA256()).hex()
+
+
+def toml(values: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """Lines of TOML for strings, numbers, booleans, lists, tables and lists of tables."""
+    tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    arrays = {key: value for key, value in values.items() if _is_tables(value)}
+    for key, value in values.items():
+        if key not in tables and key not in arrays:
+            yield f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    for key, value in tables.items():
+        yield f"[{name}{key}]"
+        yield from toml(value, f"{name}{key}.")
+    for key, several in arrays.items():
+        for value in several:
+            yield f"[[{name}{key}]]"
+            yield from toml(value, f"{name}{key}.")
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def settings(lab: Lab, data: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """Settings for the lab's gateway. `changes` are laid over them, section by section."""
+    facing = lab.gateway.nics[: len(lab.agents)]
+    listen = [f"{literal(address)}:{API_PORT}" for nic in (*facing, *lab.extra_nics) for address in nic.addresses]
+    rules = [
+        {
+            "to": f"{address}/{128 if ':' in address else 32}",
+            "port": opening.port,
+            "protocol": opening.protocol,
+            "lane": "tap",
+            "unbound": opening.unbound,
+        }
+        for service in lab.services.values()
+        for opening in service.openings
+        for address in service.addresses
+    ]
+    values: dict[str, Any] = {
+        "data": str(data),
+        "node": "lab-gateway",
+        "wire": {
+            "agents": [nic.name for nic in facing],
+            "upstream": [lab.upstream_nic.name],
+            "bpffs": str(lab.pins),
+            "datagram_idle": DATAGRAM_IDLE,
+        },
+        "journal": {"segment_bytes": 8 * 2**20, "max_bytes": 512 * 2**20},
+        "record": {"snapshot": 1.0, "datagram_idle": DATAGRAM_IDLE},
+        "api": {"listen": listen, "names": [f"gateway.{DOMAIN}"]},
+        "issuers": [{"issuer": lab.idp.issuer, "audience": [AUDIENCE], "ca": str(lab.pki.certificate)}],
+        "rules": rules,
+    }
+    for section, more in (changes or {}).items():
+        values[section] = {**values.get(section, {}), **more}
+    return values
+
+
+class Appliance:
+    """Context manager: `verbatim up` on the gateway of `lab`, with `data` as its folder."""
+
+    def __init__(self, lab: Lab, data: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        self.lab = lab
+        self.data = data
+        self.config = lab.folder / "verbatim.toml"
+        self.config.write_text("\n".join(toml(settings(lab, data, changes))) + "\n")
+        self.ca = lab.folder / "verbatim-ca.crt"  # as the agents fetched it
+        self.fingerprint = ""  # SHA-256 of that certificate
+        self._process: Process | None = None
+        self._auditor = ""
+
+    # -- processes ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        mount_bpffs()
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start, and wait until it says of itself that every part works."""
+        command = [str(PYTHON), "-m", "appliance", "up", "--config", str(self.config)]
+        self._process = self.lab.gateway.popen(command)
+        self.wait()
+        fetched = self.lab.agent(1).run(["curl", "-sSk", f"{self.url()}/v1/ca.crt"])
+        told = json.loads(self.verbatim("ca", "--json").output)
+        self.fingerprint = _fingerprint(fetched.stdout)
+        if told["fingerprint_sha256"].replace(":", "").lower() != self.fingerprint:
+            raise AssertionError("the certificate that the agents fetched is not the appliance's")
+        self.ca.write_text(fetched.output)
+
+    def wait(self) -> None:
+        """Until /healthz is fine."""
+
+        def healthy() -> bool:
+            assert self._process
+            self._process.check()
+            return self.lab.gateway.call(self._healthy)
+
+        until(healthy, f"the appliance is healthy; {self.output()}", START_SECONDS)
+
+    def _healthy(self) -> bool:
+        try:
+            with httpx.Client(verify=False, trust_env=False, timeout=5) as client:
+                return client.get(f"{self.url()}/healthz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def stop(self) -> int:
+        """Its exit code after SIGTERM."""
+        process, self._process = self._process, None
+        return process.stop(seconds=60) if process else 0
+
+    def output(self) -> str:
+        """The end of its log."""
+        return self._process.output() if self._process else ""
+
+    def pid(self, part: str) -> int:
+        """Process id of `wire`, `record`, `store` or `api`, as it published it."""
+        return status.read(self.data)[part].pid
+
+    def values(self, part: str) -> dict[str, Any]:
+        """What a part says of itself."""
+        said = status.read(self.data).get(part)
+        return said.values if said else {}
+
+    def kill(self, part: str) -> None:
+        """Kill one part without warning, and wait until another process took its place and all is well."""
+        before = self.pid(part)
+        os.kill(before, signal.SIGKILL)
+        until(lambda: (said := status.read(self.data).get(part)) and said.pid != before, f"{part} runs again", 60)
+        self.wait()
+
+    # -- what an agent does with it ----------------------------------------------------------------------------------
+
+    def url(self, agent: int = 1, family: int = 0) -> str:
+        """The API's base URL on an agent's network. `family`: 0 for IPv4, 1 for IPv6."""
+        return f"https://{literal(self.lab.gateway_nic(agent).addresses[family])}:{API_PORT}"
+
+    def curl(
+        self, agent: int, method: str, path: str, token: str, body: Any = None, family: int = 0
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of an API call by curl from an agent's shell. The token goes through standard input."""
+        data = ["--data", json.dumps(body), "-H", "Content-Type: application/json"] if body is not None else []
+        command = ["curl", "-sS", "--cacert", str(self.ca), "-X", method, "-H", "@-", "-w", "\n%{http_code}", *data]
+        done = self._agent(agent).run(
+            [*command, self.url(agent, family) + path], input=f"Authorization: Bearer {token}\n"
+        )
+        text, _, code = done.output.rpartition("\n")
+        return int(code), json.loads(text) if text else {}
+
+    def lease(
+        self, agent: int, token: str, *, run_id: str = "", seconds: float | None = None, family: int = 0
+    ) -> dict[str, Any]:
+        """Take a lease for the agent's address of this family."""
+        body = {"run_id": run_id} | ({"seconds": seconds} if seconds else {})
+        code, answer = self.curl(agent, "POST", "/v1/leases", token, body, family)
+        if code != 201:
+            raise RuntimeError(f"no lease: HTTP status {code}: {answer}")
+        return answer
+
+    def revoke(self, agent: int, token: str, lease: Mapping[str, Any]) -> None:
+        code, answer = self.curl(agent, "DELETE", f"/v1/leases/{lease['lease_id']}", token)
+        if code != 204:
+            raise RuntimeError(f"not revoked: HTTP status {code}: {answer}")
+
+    def _agent(self, number: int) -> Host:
+        return self.lab.agent(number)
+
+    # -- what was recorded -------------------------------------------------------------------------------------------
+
+    def verbatim(self, *args: str, check: bool = True, env: Mapping[str, str] | None = None) -> Done:
+        """The command line on the gateway: `verbatim ARGS --config …`."""
+        command = [str(PYTHON), "-m", "appliance", *args, "--config", str(self.config)]
+        return self.lab.gateway.run(command, check=check, env=env, timeout=60)
+
+    def get(self, path: str, headers: Mapping[str, str] | None = None, **query: Any) -> httpx.Response:
+        """GET from the API as an auditor."""
+        self._auditor = self._auditor or self.lab.token("auditor")
+        bearer = {"Authorization": f"Bearer {self._auditor}"}
+        trust = ssl.create_default_context(cafile=str(self.ca))
+
+        def ask() -> httpx.Response:
+            with httpx.Client(verify=trust, trust_env=False, timeout=30) as client:
+                return client.get(self.url() + path, params=query, headers=bearer | dict(headers or {}))
+
+        answer = self.lab.gateway.call(ask)
+        answer.raise_for_status()
+        return answer
+
+    def sessions(self, **filters: Any) -> list[dict[str, Any]]:
+        """Sessions that match, newest first."""
+        found: list[dict[str, Any]] = self.get("/v1/sessions", limit=1000, **filters).json()["sessions"]
+        return found
+
+    def messages(self, session: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """All messages of a session, in order."""
+        found: list[dict[str, Any]] = []
+        after: int | None = -1
+        while after is not None:
+            path = f"/v1/sessions/{session['session_id']}/messages"
+            page = self.get(path, after=after, limit=1000).json()
+            found += page["messages"]
+            after = page["next"]
+        return found
+
+    def stream(self, session: Mapping[str, Any], direction: str) -> bytes:
+        """Exactly the bytes that one side of a session sent."""
+        return self.get(f"/v1/sessions/{session['session_id']}/stream", direction=direction).content
+
+    def search(self, query: str) -> list[dict[str, Any]]:
+        hits: list[dict[str, Any]] = self.get("/v1/search", q=query, limit=1000).json()["hits"]
+        return hits
+
+    def events(self, **filters: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.get("/v1/events", limit=1000, **filters).json()["events"]
+        return found

@@ -1,0 +1,103 @@
+"""What a server of the lab is: a program on an upstream host of its own.
+
+A new one is a subclass in a file of this package, added to `SERVICES` in `__init__.py`: it gets a host, names in DNS,
+a place in the rules of the appliance, and is started and stopped with the lab.
+"""
+
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from tests.lab.net import Host
+from tests.lab.pki import Pki
+from tests.lab.process import Process
+from tests.lab.wait import until
+
+DOMAIN = "lab.test"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A port that agents may reach. `unbound`: without a lease too."""
+
+    protocol: Literal["tcp", "udp"]
+    port: int
+    unbound: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a service lives. `names` are all names of the lab with their IPv4 and IPv6 addresses."""
+
+    host: Host
+    folder: Path
+    pki: Pki
+    names: dict[str, tuple[str, str]]
+    secrets: set[str] = field(default_factory=set)  # what must never be found at rest
+
+
+class Service(ABC):
+    """One server program. `number` is the last part of its host's addresses."""
+
+    name: ClassVar[str]
+    number: ClassVar[int]
+    openings: ClassVar[Sequence[Opening]]
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.processes: list[Process] = []
+        self.folder = site.folder / self.name
+        self.folder.mkdir()
+
+    @property
+    def host(self) -> Host:
+        return self.site.host
+
+    @property
+    def fqdn(self) -> str:
+        return f"{self.name}.{DOMAIN}"
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        """IPv4, IPv6."""
+        return self.host.nic.addresses
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the programs. They need not be ready when this returns."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether clients are served by now."""
+
+    def wait(self) -> None:
+        """Until it is ready; raises with the program's output when it ends before."""
+
+        def look() -> bool:
+            for process in self.processes:
+                process.check()
+            return self.ready()
+
+        until(look, f"{self.fqdn} is ready")
+
+    def stop(self) -> None:
+        for process in reversed(self.processes):
+            process.stop()
+        self.processes.clear()
+
+    def listening(self, *ports: int) -> bool:
+        """Whether TCP connections to these ports of the host's own addresses are accepted."""
+
+        def look() -> bool:
+            for address in self.addresses:
+                for port in ports:
+                    try:
+                        socket.create_connection((address, port), 2).close()
+                    except OSError:
+                        return False
+            return True
+
+        return self.host.call(look)

@@ -1,0 +1,93 @@
+"""nginx on ports 80 and 443: files, JSON, gzip, and a small application behind it (see `app.py`)."""
+
+import gzip
+import hashlib
+import json
+import socket
+from typing import ClassVar
+
+from tests.lab.net import PYTHON
+from tests.lab.services.base import Opening, Service
+
+DOWNLOAD_BYTES = 3 * 2**20 + 1
+APP_PORT = 8000
+
+CONFIG = """
+user www-data;
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 512; }}
+http {{
+    access_log off;
+    server_tokens off;
+    default_type application/octet-stream;
+    types {{ text/html html; text/plain txt; application/json json; }}
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    client_max_body_size 16m;
+    gzip on;
+    gzip_types text/plain application/json;
+    gzip_min_length 200;
+    server {{
+        listen {v4}:80;
+        listen [{v6}]:80;
+        listen {v4}:443 ssl http2;
+        listen [{v6}]:443 ssl http2;
+        server_name {name};
+        ssl_certificate {certificate};
+        ssl_certificate_key {key};
+        root {folder}/files;
+        location /api/ {{ try_files $uri.json =404; }}
+        location /app/ {{
+            proxy_pass http://127.0.0.1:{app};
+            proxy_http_version 1.1;
+            proxy_buffering off;
+        }}
+        location = /old {{ return 301 /index.html; }}
+    }}
+}}
+"""
+
+
+class Web(Service):
+    name: ClassVar[str] = "web"
+    number: ClassVar[int] = 20
+    openings: ClassVar = (Opening("tcp", 80), Opening("tcp", 443))
+
+    download: bytes  # what GET /download.bin answers: bytes that no one can guess or compress
+
+    def start(self) -> None:
+        files = self.folder / "files"
+        (files / "api").mkdir(parents=True)
+        (files / "index.html").write_text("<!doctype html><title>Shop</title><h1>Shop</h1>\n")
+        catalogue = [{"id": n, "item": f"item {n}", "price": n * 1.25, "emoji": "🦉"} for n in range(200)]
+        (files / "api/items.json").write_text(json.dumps({"items": catalogue}, ensure_ascii=False))
+        (files / "plain.txt").write_text("".join(f"line {n} of a text that compresses well\n" for n in range(2000)))
+        (files / "packed.json.gz").write_bytes(gzip.compress(json.dumps(catalogue).encode(), mtime=0))
+        self.download = hashlib.shake_256(b"verbatim lab download").digest(DOWNLOAD_BYTES)
+        (files / "download.bin").write_bytes(self.download)
+        certificate, key = self.site.pki.issue(self.fqdn, self.addresses)
+        v4, v6 = self.addresses
+        config = self.folder / "nginx.conf"
+        config.write_text(
+            CONFIG.format(
+                folder=self.folder, v4=v4, v6=v6, name=self.fqdn, certificate=certificate, key=key, app=APP_PORT
+            )
+        )
+        self.processes.append(self.host.popen([PYTHON, "-m", "tests.lab.services.app", str(APP_PORT), v4, v6]))
+        self.processes.append(self.host.popen(["nginx", "-p", self.folder, "-c", config, "-e", "stderr"]))
+
+    def ready(self) -> bool:
+        return self.listening(80, 443) and self.host.call(self._app_listens)
+
+    def _app_listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", APP_PORT), 2).close()
+        except OSError:
+            return False
+        return True

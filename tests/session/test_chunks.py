@@ -1,0 +1,124 @@
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from appliance.session.chunks import JOIN_NS, MAX_ASIDE, MAX_CHUNK, MAX_RANGES, Chunk, Outlet
+from appliance.session.reassembly import Data
+
+
+def push(outlet: Outlet, *pieces: tuple[int, bytes, int], settled: int = 1 << 62) -> list[Chunk]:
+    out: list[Chunk] = []
+    for piece in pieces:
+        outlet.push(Data(*piece), settled, out)
+    return out
+
+
+def finish(outlet: Outlet) -> list[Chunk]:
+    out: list[Chunk] = []
+    outlet.finish(out)
+    return out
+
+
+def test_neighbours_within_a_moment_become_one_chunk() -> None:
+    outlet = Outlet()
+    assert push(outlet, (0, b"abc", 5), (3, b"def", JOIN_NS)) == []
+    assert outlet.pending
+    assert push(outlet, (6, b"g", JOIN_NS + 6)) == [Chunk(0, b"abcdef", 5, 0, ())]
+    assert finish(outlet) == [Chunk(6, b"g", JOIN_NS + 6, 0, ())]
+
+
+def test_a_gap_ends_a_chunk() -> None:
+    outlet = Outlet()
+    assert push(outlet, (0, b"abc", 0), (5, b"fg", 0)) == [Chunk(0, b"abc", 0, 0, ())]
+
+
+def test_chunks_have_a_largest_size() -> None:
+    outlet = Outlet()
+    out = push(outlet, (0, bytes(MAX_CHUNK - 1), 0), (MAX_CHUNK - 1, bytes(3 * MAX_CHUNK), 0)) + finish(outlet)
+    assert max(len(chunk.data) for chunk in out) == MAX_CHUNK
+    assert sum(len(chunk.data) for chunk in out) == 4 * MAX_CHUNK - 1
+
+
+def test_datagrams_stay_apart() -> None:
+    outlet = Outlet(join=False)
+    assert push(outlet, (0, b"ab", 0), (2, b"cd", 0)) == [Chunk(0, b"ab", 0, 0, ())]
+
+
+def test_what_is_not_settled_stays() -> None:
+    outlet = Outlet()
+    assert push(outlet, (0, b"user=a password=geheim;", 0), settled=7) == []
+    assert outlet.held_bytes >= 16
+    outlet.redact(16, 22)
+    out: list[Chunk] = []
+    outlet.release(23, out)
+    assert out + finish(outlet) == [Chunk(0, b"user=a password=******;", 0, 0, ((16, 22),))]
+
+
+def test_copies_wait_and_are_redacted_too() -> None:
+    outlet = Outlet()
+    push(outlet, (0, b"pw=secret;", 0), settled=0)
+    assert outlet.copy(3, b"geheim", 1) == 1
+    assert outlet.copy(0, b"p", 1) == 2
+    outlet.redact(3, 9)
+    out: list[Chunk] = []
+    outlet.release(5, out)
+    assert out == [Chunk(0, b"p", 1, 2, ())]
+    outlet.release(10, out)
+    assert Chunk(3, b"******", 1, 1, ((0, 6),)) in out
+    assert not outlet.behind
+
+
+def test_late_bytes_are_part_of_the_stream() -> None:
+    outlet = Outlet()
+    push(outlet, (0, b"ab", 0), (4, b"ef", 0))
+    outlet.late(2, b"cd", 9)
+    out: list[Chunk] = []
+    outlet.release(6, out)
+    assert Chunk(2, b"cd", 9, 0, ()) in out
+
+
+def test_copies_are_bounded_and_what_is_given_up_is_counted() -> None:
+    outlet = Outlet()
+    push(outlet, (0, b"x", 0), settled=0)
+    numbers = [outlet.copy(0, bytes(MAX_ASIDE // 4), 0) for _ in range(8)]
+    assert 0 in numbers
+    assert outlet.dropped == numbers.count(0) * (MAX_ASIDE // 4)
+    assert outlet.held_bytes <= MAX_ASIDE + 1
+    outlet = Outlet()
+    assert sum(1 for _ in range(20_000) if outlet.copy(5, b"x", 0)) < 10_000
+
+
+def test_redactions_are_bounded() -> None:
+    outlet = Outlet()
+    for start in range(0, 4 * MAX_RANGES, 2):
+        outlet.redact(start, start + 1)
+    out = push(outlet, (0, b"x" * 4 * MAX_RANGES, 0)) + finish(outlet)
+    assert out[-1].data.count(b"*") == MAX_RANGES
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_every_byte_once_and_only_redacted_ones_masked(data: st.DataObject) -> None:
+    content = data.draw(st.binary(min_size=1, max_size=200)).replace(b"*", b"+")
+    outlet = Outlet()
+    out: list[Chunk] = []
+    masked: set[int] = set()
+    at = settled = now = 0
+    while at < len(content):
+        size = data.draw(st.integers(1, 40))
+        part = content[at : at + size]
+        now += data.draw(st.integers(0, JOIN_NS))
+        if data.draw(st.booleans()):  # somewhere behind what is settled
+            start = data.draw(st.integers(settled, at + len(part)))
+            end = data.draw(st.integers(start, at + len(part)))
+            outlet.redact(start, end)
+            masked |= set(range(start, end))
+        at += len(part)
+        settled = data.draw(st.integers(settled, at))
+        outlet.push(Data(at - len(part), part, now), settled, out)
+        assert all(chunk.offset + len(chunk.data) <= settled for chunk in out)
+    out += finish(outlet)
+    assert [chunk.offset for chunk in out] == [sum(len(c.data) for c in out[:n]) for n in range(len(out))]
+    whole = b"".join(chunk.data for chunk in out)
+    assert whole == bytes(ord("*") if n in masked else byte for n, byte in enumerate(content))
+    said = {chunk.offset + n for chunk in out for low, high in chunk.redacted for n in range(low, high)}
+    assert said == masked
