@@ -118,8 +118,15 @@ class Recorder:
         self.closed = False  # the stream's writer ended on purpose
         self.fault = ""  # why the store does not take rows now
         self.stored = 0
-        cursor = self._load()
-        self._reader = Reader(folder, JournalKey.load_or_create(settings.data), cursor)
+        self._strange = False  # the snapshot was of another journal stream
+        key = JournalKey.load_or_create(settings.data)
+        self._reader = Reader(folder, key, self._load())
+        if self._assembler is not None and self._reader.stream not in (None, self._assembler.stream):
+            log.error("snapshot not used", reason="the journal is a new one")
+            self._reader.close()
+            self._reader = Reader(folder, key)
+            self._assembler, self._orphans, self._begun, self.closed = None, {}, False, False
+            self._strange = True
 
     # -- work ------------------------------------------------------------------------------------------------------
 
@@ -139,7 +146,7 @@ class Recorder:
         if self._batch and self._clock() - self._since >= MAX_AGE and not self._flush():
             return False
         self._snapshot_if_due()
-        return True
+        return not self.fault
 
     def finish(self) -> bool:
         """Store what is read, and write a snapshot. False: the store does not take it; nothing is lost by that."""
@@ -206,7 +213,7 @@ class Recorder:
         number = frame.number if isinstance(frame, Frame) else frame.first_frame
         machine = self._assembler
         assert machine is not None
-        if number > 1:
+        if number > 1 or self._strange:
             stream = machine.stream.hex()
             try:
                 left = self._unfinished(self._settings.node, machine.source)

@@ -1,14 +1,14 @@
 """One direction of HTTP/1.x that lost its framing: everything is raw until a line is a start line again.
 
-The bytes may be the rest of a head, so credentials in header lines are redacted here too, and a line that is not whole
-is kept, up to `MAX_LINE` bytes.
+The bytes may be the rest of a head or of a token exchange, so what looks like a credential is redacted, and a line that
+is not whole is kept, up to `MAX_LINE` bytes.
 """
 
 from typing import Final
 
 from appliance.dissect import Output
 from appliance.dissect.http_head import START
-from appliance.dissect.http_secrets import ends_in_secret_field, field_secrets, mask, opens_secret_field
+from appliance.dissect.http_secrets import ends_in_secret_field, field_secrets, mask, opens_secret_field, stray_secrets
 from appliance.dissect.raw import Raw
 from appliance.model import Direction, Redaction
 
@@ -87,7 +87,10 @@ class Lost:
         elif self._line_start:
             before = _BEFORE if self._folds else b""
             lines = before + block
-            block = mask_fields(self._direction, lines, offset - len(before), out)[len(before) :]
+            ranges = stray_secrets(lines)
+            at = offset - len(before)
+            out += [Redaction(self._direction, at + first, at + last, what) for first, last, what in ranges]
+            block = mask(lines, ranges)[len(before) :]
             self._folds = ends_in_secret_field(lines)
         del buffer[:length]
         self._scanned = max(self._scanned - length, 0)

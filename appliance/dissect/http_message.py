@@ -126,6 +126,7 @@ class Open:
             self.kept += data[: min(length, room)]
         if self.redact_rest:
             out.append(Redaction(self.direction, offset, offset + length, "token"))
+            self.flags.update(("redacted", "truncated"))
         elif self.held_from is not None:
             self._spans.add(offset, length)
             if self._spans.length > MAX_CREDENTIAL_BODY:
@@ -162,9 +163,11 @@ class Open:
                 out.append(Redaction(self.direction, first, last, what))
         if places:
             self.flags.add("redacted")
-        if how != "whole" and (how == "overflow" or places):
+        # a gap in a form, or in what a token endpoint says, may have hidden the name of what follows
+        suspect = self.kind.name == FORM or (self.direction is Direction.SERVER and self.pair is not None)
+        if how == "overflow" or (how == "cut" and (places or suspect)):
             self.redact_rest = True
-            self.flags.update(("redacted", "truncated"))
+            self.flags.update(("redacted", "truncated") if how == "overflow" else ())
             for first, last in self._spans.ranges(len(body), self._spans.length):
                 out.append(Redaction(self.direction, first, last, "token"))
         self.kept = bytearray()

@@ -18,9 +18,10 @@ SECRET_NAMES = frozenset(
 )
 _MARKS = frozenset(("grant_type", "client_secret", "client_assertion"))  # a form with one of these is a token request
 
+_NAMES = (b"authorization", b"proxy-authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 _FIELD = re.compile(
-    rb"^[ \t]*(proxy-authorization|authorization|x-api-key|api-key|x-goog-api-key)[ \t]*:"
-    rb"([^\n]*(?:\n[ \t][^\n]*)*)",
+    rb"^[ \t]*(%b)[ \t]*:"
+    rb"([^\n]*(?:\n[ \t][^\n]*)*)" % b"|".join(_NAMES),
     re.IGNORECASE | re.MULTILINE,
 )
 _LINE = re.compile(rb"[^\r\n]+")
@@ -63,8 +64,21 @@ def field_secrets(block: bytes) -> list[Range]:
 
 
 def opens_secret_field(line: bytes) -> bool:
-    """Whether the rest of a header line that begins like this is a credential."""
-    return _FIELD.match(line) is not None
+    """Whether the rest of a header line that begins like this is a credential, or may be: the name may be cut too."""
+    name = line.strip().lower()
+    return _FIELD.match(line) is not None or (name != b"" and any(field.startswith(name) for field in _NAMES))
+
+
+def stray_secrets(block: bytes) -> list[Range]:
+    """Credentials in bytes that have lost their framing: header lines, token answers, token requests."""
+    found = field_secrets(block)
+    if b'_token"' in block:
+        found += [one for one in json_secrets(block) if one[2] in ("access_token", "refresh_token", "id_token")]
+    if b"grant_type=" in block or b"client_secret=" in block:
+        for line in _LINE.finditer(block):
+            for start, end, what in form_secrets(line.group(), certain=False) or []:
+                found.append((line.start() + start, line.start() + end, what))
+    return found
 
 
 def ends_in_secret_field(block: bytes) -> bool:

@@ -49,6 +49,7 @@ class Assembler:
         self._name = stream.hex()
         self._boot = ""
         self._base: int | None = 0  # recorded time minus a record's time; None: to be set by the next CLOCK
+        self._left_ns = 0  # wall time when a boot ended
         self._offset: int | None = None  # wall time minus a record's time
         self._ring = ""
         self._ring_end: int | None = None
@@ -121,7 +122,7 @@ class Assembler:
             return
         boottime, unix = CLOCK.unpack(frame.payload)
         if self._base is None:  # the first one after a boot: recorded time goes on by what passed on the wall
-            self._base = self.now + max(0, unix - self.wall_ns) - boottime
+            self._base = self.now + max(0, unix - self._left_ns) - boottime
         self._offset = unix - boottime
         if boottime:
             self._advance(boottime + self._base, frame_position(frame.number), out)
@@ -149,8 +150,8 @@ class Assembler:
             except MalformedInput:
                 self._identity = UNBOUND
         boot, ring, position = events.text_of(said, "boot"), events.text_of(said, "ring"), said.get("position")
-        if self._boot and boot != self._boot:
-            self._base = None
+        if self._boot and boot != self._boot and self._base is not None:
+            self._left_ns, self._base = self.wall_ns, None
         if self._ring and ring != self._ring:
             self._ring_gap(frame, {"ring": self._ring, "from": self._ring_end, "new_ring": ring}, out)
             self._ring_end = None

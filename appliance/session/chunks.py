@@ -2,7 +2,8 @@
 
 Contiguous bytes are joined up to `MAX_CHUNK` bytes or `JOIN_NS` of recorded time. Nothing leaves before the dissector
 has settled it; what it redacts leaves as asterisks. Copies (conflicting overlaps) and late bytes wait and are
-redacted in the same way.
+redacted in the same way; but when more than `MAX_ASIDE` wait (an attack on memory), the first of them leave with the
+redactions that are known by then.
 """
 
 from bisect import bisect_right
@@ -10,11 +11,11 @@ from collections import deque
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from appliance.session.reassembly import Data
+from appliance.session.pieces import Data
 
 MAX_CHUNK = 64 * 1024
 JOIN_NS = 10_000_000
-MAX_ASIDE = 1 << 20  # bytes of copies that wait to be settled, per direction
+MAX_ASIDE = 1 << 18  # bytes of copies that wait to be settled, per direction
 OVERHEAD = 128  # bytes that keeping one of them costs
 MAX_RANGES = 4096  # redactions remembered for copies that may still come
 
@@ -46,7 +47,6 @@ class Outlet:
         "_size",
         "_start",
         "copies",
-        "dropped",
         "settled",
     )
 
@@ -54,7 +54,6 @@ class Outlet:
         self._join_ns = JOIN_NS if join else -1
         self.settled = 0
         self.copies = 0
-        self.dropped = 0  # bytes of copies that were given up
         self._held: deque[tuple[int, bytes, int]] = deque()
         self._held_size = 0
         self._parts: list[bytes] = []  # of the chunk in the making
@@ -128,13 +127,12 @@ class Outlet:
         if len(ranges) > MAX_RANGES:
             del ranges[0]
 
-    def copy(self, offset: int, data: bytes, ts_ns: int) -> int:
-        """Keep a conflicting copy beside the stream. Its number, or 0 if it had to be given up."""
-        if self._aside_size + len(data) + OVERHEAD > MAX_ASIDE:
-            self.dropped += len(data)
-            return 0
+    def copy(self, offset: int, data: bytes, ts_ns: int, out: list[Chunk]) -> int:
+        """Keep a conflicting copy beside the stream; its number. When too many wait, the first in line leaves early."""
         self.copies += 1
         self._set_aside(self.copies, offset, data, ts_ns)
+        while self._aside_size > MAX_ASIDE:
+            self._release_first(out)
         return self.copies
 
     def late(self, offset: int, data: bytes, ts_ns: int) -> None:
@@ -177,11 +175,13 @@ class Outlet:
         self._aside_size += len(data) + OVERHEAD
 
     def _release_aside(self, out: list[Chunk]) -> None:
-        aside = self._aside
-        while aside and aside[0][0] <= self.settled:
-            end, _, number, data, ts_ns = heappop(aside)
-            self._aside_size -= len(data) + OVERHEAD
-            out.append(self._chunk(end - len(data), data, ts_ns, number))
+        while self._aside and self._aside[0][0] <= self.settled:
+            self._release_first(out)
+
+    def _release_first(self, out: list[Chunk]) -> None:
+        end, _, number, data, ts_ns = heappop(self._aside)
+        self._aside_size -= len(data) + OVERHEAD
+        out.append(self._chunk(end - len(data), data, ts_ns, number))
 
     def _chunk(self, offset: int, data: bytes, ts_ns: int, copy: int) -> Chunk:
         ranges = self._ranges

@@ -7,7 +7,7 @@ the transport header.
 from appliance.model import Ending, Row
 from appliance.session import coverage
 from appliance.session.chunks import Chunk
-from appliance.session.reassembly import Data
+from appliance.session.pieces import Data
 from appliance.session.session import LINGER_NS, Birth, Session
 from appliance.wire.abi import Flow
 

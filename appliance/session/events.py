@@ -59,8 +59,11 @@ def of_frame(stream: str, frame: Frame, said: dict[str, Any]) -> EventRow:
 
 
 def ring_lost(stream: str, frame: Frame, attrs: dict[str, Any]) -> EventRow:
-    """Records of the ring never reached the journal: a new ring, or a jump of its positions."""
+    """Records of the ring never reached the journal: a jump of its positions, or a new ring in place of one that may
+    still have held some."""
     text = "packets that the kernel had recorded were lost before they reached the journal"
+    if "new_ring" in attrs:
+        text = "a new ring: what the former one may still have held never reached the journal"
     position = frame_position(frame.number) + RING_LOST
     return EventRow(stream, position, frame.time_ns, "ring-lost", "", text, attrs)
 

@@ -20,8 +20,8 @@ In: `syn`, `segment`, `end` (FIN), `acknowledge` (what the *other* side says of 
 """
 
 from bisect import bisect_right
-from typing import NamedTuple
 
+from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stray
 from appliance.session.segments import Conflict, Segments, compare
 
 HISTORY = 64 * 1024  # delivered bytes kept for comparison with repetitions (up to twice as many for a moment)
@@ -35,54 +35,6 @@ MASK = 0xFFFFFFFF
 HALF = 1 << 31
 UNSCALED_MAX = 14  # RFC 7323 §2.3: the largest window scale, assumed where the SYN was not seen
 _NEVER = -1
-
-
-class Data(NamedTuple):
-    offset: int
-    data: bytes
-    ts_ns: int
-
-
-class Gap(NamedTuple):
-    start: int
-    end: int
-    ts_ns: int
-    why: str  # acknowledged, snapped, buffer, end
-
-
-class Overlap(NamedTuple):
-    start: int
-    data: bytes  # the bytes that lost
-    ts_ns: int
-
-
-class Late(NamedTuple):
-    """Bytes for a range that was declared a gap."""
-
-    offset: int
-    data: bytes
-    ts_ns: int
-
-
-class Stray(NamedTuple):
-    """Bytes without a place in the stream. `start` may be negative: before the first byte."""
-
-    start: int
-    data: bytes
-    ts_ns: int
-    why: str  # out-of-window, beyond-fin, before-start
-
-
-class Note(NamedTuple):
-    """A fact without bytes of its own."""
-
-    kind: str
-    start: int
-    end: int
-    ts_ns: int
-
-
-Piece = Data | Gap | Overlap | Late | Stray | Note
 
 
 class Stream:

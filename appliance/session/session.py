@@ -24,7 +24,7 @@ from appliance.model import (
 )
 from appliance.session import coverage
 from appliance.session.chunks import Chunk, Outlet
-from appliance.session.reassembly import Data
+from appliance.session.pieces import Data
 from appliance.wire.abi import Flow, FlowEnd, SideState
 
 REFRESH_NS = 60_000_000_000  # between two revisions of a long session
@@ -63,6 +63,7 @@ class Session:
     __slots__ = (
         "_dropped",
         "_found",
+        "_news",
         "_seqs",
         "birth",
         "carried",
@@ -106,6 +107,7 @@ class Session:
         self.reported_ns = birth.started_ns
         self._seqs = [0, 0, 0, 0]  # session, message, chunk, finding
         self._found: Counter[str] = Counter()
+        self._news = False  # a kind of finding that the last revision did not have
         self._dropped: Counter[str] = Counter()
 
     # -- what the assembler asks -----------------------------------------------------------------------------------
@@ -121,6 +123,8 @@ class Session:
     def idle_work(self, wall_ns: int, out: list[Row]) -> bool:
         """Recorded time passed: let chunks go. Whether there may be more to do later."""
         self.flush(out)
+        if self._news:
+            self.revise(out)
         return False
 
     def flush(self, out: list[Row]) -> None:
@@ -180,6 +184,7 @@ class Session:
             )
         )
         self.reported_ns = self.last_ns
+        self._news = False
 
     def finding(
         self,
@@ -193,6 +198,7 @@ class Session:
         attrs: dict[str, Any] | None = None,
     ) -> None:
         """Say something that must not stay silent; above `MAX_FINDINGS` of a kind it is only counted."""
+        self._news = self._news or kind not in self._found
         self._found[kind] += 1
         if self._found[kind] > MAX_FINDINGS:
             self._dropped[kind] += 1
@@ -229,9 +235,9 @@ class Session:
             self._emit(found, out)
         chunks: list[Chunk] = []
         self.outlets[side].push(piece, self.conversation.settled(direction), chunks)
-        self._settle(1 - side, chunks, out)
         if chunks:
             self._chunks(side, chunks, out)
+        self._settle(1 - side, out)
 
     def _lost(self, side: int, length: int, ts_ns: int, out: list[Row]) -> None:
         """Bytes of one direction that will not come."""
@@ -249,17 +255,16 @@ class Session:
             self.revise(out)
 
     def _settle_both(self, out: list[Row]) -> None:
-        chunks: list[Chunk] = []
         for side in (0, 1):
-            self._settle(side, chunks, out)
+            self._settle(side, out)
 
-    def _settle(self, side: int, chunks: list[Chunk], out: list[Row]) -> None:
+    def _settle(self, side: int, out: list[Row]) -> None:
         """What came may have settled bytes of the other direction too."""
         outlet = self.outlets[side]
         if outlet.behind:
-            mine: list[Chunk] = []
-            outlet.release(self.conversation.settled(DIRECTIONS[side]), mine)
-            self._chunks(side, mine, out)
+            chunks: list[Chunk] = []
+            outlet.release(self.conversation.settled(DIRECTIONS[side]), chunks)
+            self._chunks(side, chunks, out)
 
     def _emit(self, found: Output, out: list[Row]) -> None:
         for item in found:
@@ -314,9 +319,6 @@ class Session:
         attrs = self.conversation.attrs | {"coverage": coverage.statement(sides, self.kernel)}
         if self._dropped:
             attrs["findings_dropped"] = dict(sorted(self._dropped.items()))
-        dropped = sum(outlet.dropped for outlet in self.outlets)
-        if dropped:
-            attrs["copies_dropped"] = dropped  # bytes
         return attrs
 
     def _next(self, table: int) -> int:

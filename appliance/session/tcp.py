@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from appliance.model import Ending, Row
 from appliance.session import coverage
 from appliance.session.chunks import Chunk
-from appliance.session.reassembly import Data, Gap, Late, Note, Overlap, Piece, Stray, Stream
+from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stray
+from appliance.session.reassembly import Stream
 from appliance.session.session import LINGER_NS, Birth, Session
 from appliance.wire.abi import SIDE_F_SYN, Flow
 
@@ -205,9 +206,9 @@ class TcpSession(Session):
                 self._gap(side, piece, out)
             elif isinstance(piece, Overlap):
                 end = piece.start + len(piece.data)
-                number = outlet.copy(piece.start, piece.data, piece.ts_ns)
+                number = outlet.copy(piece.start, piece.data, piece.ts_ns, chunks)
                 text = f"{len(piece.data)} bytes were sent again with another content; the first stay the stream"
-                attrs = {"copy": number or None}
+                attrs = {"copy": number}
                 self.finding("overlap", side, piece.start, end, piece.ts_ns, text, out, attrs)
             elif isinstance(piece, Late):
                 end = piece.offset + len(piece.data)
@@ -216,14 +217,15 @@ class TcpSession(Session):
                 self.finding("late", side, piece.offset, end, piece.ts_ns, text, out)
             elif isinstance(piece, Stray):
                 start = max(0, piece.start)
-                number = outlet.copy(start, piece.data, piece.ts_ns)
-                strayed = {"copy": number or None, "offset": piece.start, "bytes": len(piece.data), "reason": piece.why}
+                number = outlet.copy(start, piece.data, piece.ts_ns, chunks)
+                strayed = {"copy": number, "offset": piece.start, "bytes": len(piece.data), "reason": piece.why}
                 end = start + len(piece.data)
                 self.finding("out-of-window", side, start, end, piece.ts_ns, STRAYS[piece.why], out, strayed)
             else:
                 self._note(side, piece, out)
-        if outlet.behind:
-            self._settle(side, chunks, out)
+        if chunks:
+            self._chunks(side, chunks, out)
+        self._settle(side, out)
 
     def _gap(self, side: int, gap: Gap, out: list[Row]) -> None:
         """Neighbouring gaps (a capture that keeps headers only) become one finding."""

@@ -20,7 +20,8 @@ BATCH_ROWS = 65536
 BATCH_BYTES = 16 * 2**20  # of captured bytes and text in one insert, roughly
 IDS_PER_QUERY = 1000
 TOO_MUCH = {158, 159, 241, 307, 396}  # ClickHouse: rows, time, memory, bytes or result over the limit
-REFUSED = {164, 497, 516}  # ClickHouse: read only, access denied, authentication failed
+AUTHENTICATION_FAILED = 516
+REFUSED = {164, 497, AUTHENTICATION_FAILED}  # the first two: read only, access denied
 KEYED = ("sessions", "messages", "chunks", "findings")
 Answer = TypeVar("Answer")
 
@@ -31,6 +32,7 @@ class Store:
     def __init__(self, open_link: Callable[[], Link]) -> None:
         self._open = open_link
         self._link: Link | None = open_link()
+        self._closed = False
         self._turn = threading.Lock()
 
     def insert(self, batch: Sequence[Row | rows.AuditRow]) -> None:
@@ -79,6 +81,7 @@ class Store:
     ) -> list[dict[str, Any]]:
         """All rows of a SELECT with `{name:Type}` parameters. Columns named in `binary` are bytes."""
         formats = dict.fromkeys(binary, "bytes")
+        _unicode(list((parameters or {}).values()))
 
         def run(link: Link) -> list[dict[str, Any]]:
             result = link.client.query(sql, parameters=dict(parameters or {}), column_formats=formats)
@@ -90,29 +93,34 @@ class Store:
         """Run against the open link. The driver's errors become ours, without its text: it may quote captured bytes."""
         from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 
-        with self._turn:
-            if self._link is None:
-                self._link = self._open()
-            link = self._link
+        link = self._enter()
         try:
             return run(link)
-        except UnicodeError as error:
-            raise MalformedInput("text holds what is no Unicode character; leave it out") from error
         except (ClickHouseError, RuntimeError, OSError) as error:
             code = error.code if isinstance(error, Error) else None
             if code in TOO_MUCH:
                 raise Refused("query exceeds the store's limits; narrow its time range or its terms") from error
-            if code in REFUSED:
-                self._drop(link)
-                raise Refused(
-                    f"store at {link.where} refuses the account or token; check store.url and roles"
-                ) from error
-            if code is None:
+            if code is None or (
+                code == AUTHENTICATION_FAILED and link.local
+            ):  # gone, or started anew with other tokens
                 self._drop(link)
                 raise Unavailable(f"store at {link.where} fails ({type(error).__name__}); try again") from error
+            if code in REFUSED:
+                raise Refused(f"store at {link.where} refuses the account; check its rights and store.url") from error
             raise Unavailable(
                 f"store at {link.where} fails with ClickHouse error {code} {_name(error)}; see its log"
             ) from error
+        finally:
+            link.leave()
+
+    def _enter(self) -> Link:
+        with self._turn:
+            if self._closed:
+                raise Unavailable("store is closed; open it again")
+            if self._link is None:
+                self._link = self._open()
+            self._link.enter()
+            return self._link
 
     def _drop(self, link: Link) -> None:
         with self._turn:
@@ -122,7 +130,7 @@ class Store:
 
     def close(self) -> None:
         with self._turn:
-            link, self._link = self._link, None
+            link, self._link, self._closed = self._link, None, True
         if link is not None:
             link.close()
 
@@ -142,6 +150,15 @@ def open_store(settings: Settings, role: Role) -> Store:
     runs in this process, after waiting up to 30 s for another process to let go of the folder. Raises `Unavailable`.
     """
     return Store(lambda: connect(settings, role))
+
+
+def _unicode(values: Collection[object]) -> None:
+    for value in values:
+        match value:
+            case str() if any("\ud800" <= char <= "\udfff" for char in value):
+                raise MalformedInput("text holds what is no Unicode character; leave it out")
+            case list() | tuple():
+                _unicode(value)
 
 
 def _name(error: BaseException) -> str:

@@ -206,7 +206,7 @@ def _pattern(where: Conditions, lower: str, parts: Sequence[Part]) -> list[str]:
     literals = [part.lower() for part in parts if isinstance(part, str)]
     expression = [] if parts[0] is ANY or not literals else ["(?:^|[^0-9a-z])"]
     for part in parts:
-        expression.append(re.escape(part.lower()) if isinstance(part, str) else r"\S*" if part is ANY else r"\S")
+        expression.append(re.escape(part.lower()) if isinstance(part, str) else r"\S*" if part is ANY else r"[\pL\pN_]")
     expression.append("" if parts[-1] is ANY or not literals else "(?:$|[^0-9a-z])")
     longest = max(literals, key=len, default="")
     conditions = [f"{lower} LIKE {where.name(f'%{_like(longest)}%')}"] if longest else []

@@ -2,7 +2,7 @@
 
     customer_id "10.0.0.1"          both words, in any letter case; punctuation counts, so these match as written
     "drop table"                    the words side by side, whatever stands between them
-    cust* OR clien?                 * any characters of a word, ? one
+    cust* OR clien?                 * anything up to the next space, ? one letter or digit
     method:POST AND NOT status:2*   fields of the message or of its session, see `fields.FIELDS`
     status:[400 TO 499] time:>=2h   ranges; times as in `appliance.store.times`
     client_address:10.1.0.0/16      one address or a network

@@ -32,13 +32,41 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class Link:
-    """`client` is a clickhouse-connect client; `insert` puts one block into its table and returns the rows taken."""
+    """`client` is a clickhouse-connect client; `insert` puts one block into its table and returns the rows taken.
+
+    `local`: it is the service of the data folder, whose address and tokens change when it starts anew.
+    It is closed when nobody uses it any more: an engine that is closed under a running query takes the process down.
+    """
 
     def __init__(self, client: Any, insert: Callable[[Block], int], where: str, close: Callable[[], None]) -> None:
+        self.local = False
         self.client = client
         self.insert = insert
         self.where = where
-        self.close = close
+        self._close = close
+        self._turn = threading.Lock()
+        self._users = 0
+        self._unwanted = False
+
+    def enter(self) -> None:
+        """Begin to use it; each `enter` needs a `leave`."""
+        with self._turn:
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._turn:
+            self._users -= 1
+            last = self._unwanted and not self._users
+        if last:
+            self._close()
+
+    def close(self) -> None:
+        """Close now, or when the last user has left."""
+        with self._turn:
+            idle = not self._unwanted and not self._users
+            self._unwanted = True
+        if idle:
+            self._close()
 
 
 def connect(settings: Settings, role: Role) -> Link:
@@ -126,7 +154,9 @@ def _service(service: Service, role: Role) -> Link:
         database=schema.DATABASE,
         compress=False,
     )
-    return _remote(client, service.url, role, None, {})  # it has its own settings for inserts
+    found = _remote(client, service.url, role, None, {})  # it has its own settings for inserts
+    found.local = True
+    return found
 
 
 def _server(url: str, role: Role) -> Link:

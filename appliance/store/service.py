@@ -20,6 +20,7 @@ import structlog
 from appliance import status
 from appliance.config import Settings
 from appliance.errors import MalformedInput, Refused, Unavailable
+from appliance.log import configure
 from appliance.store import engine, schema
 from appliance.store.face import Face
 from appliance.store.link import SERVICE_FILE, Service, live_service
@@ -39,6 +40,7 @@ def run(settings: Settings) -> None:
     def end(number: int, frame: FrameType | None) -> None:
         ended.set()
 
+    configure(settings.log_level)
     if settings.store.url:
         raise Refused("store.url names a ClickHouse server; `verbatim store` is for the embedded store only")
     address = loopback(settings.store.listen)

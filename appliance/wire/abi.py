@@ -225,10 +225,10 @@ class Flow:
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> Self:
-        *head, reported = cls.HEAD.unpack_from(data, offset)
+        start, last, lease, rule, lane, end, flags, reported = cls.HEAD.unpack_from(data, offset)
         first = offset + cls.HEAD.size
         client, server = SideState.unpack(data, first), SideState.unpack(data, first + SideState.LAYOUT.size)
-        return cls(*head, client, server, reported)
+        return cls(start, last, lease, rule, lane, end, flags, client, server, reported)
 
     def pack(self) -> bytes:
         head = (self.start, self.last, self.lease, self.rule, self.lane, self.end, self.flags, self.reported)
@@ -249,8 +249,8 @@ class LeaseValue(Packed):
 
 @dataclass(slots=True)
 class RuleKey(Packed):
-    """struct rule_key. `port` is two bytes in network order; `prefixlen` counts 32 bits before the address and, for IPv4,
-    the 96 bits of the v4-mapped prefix."""
+    """struct rule_key. `port` is two bytes in network order; `prefixlen` counts the 32 bits before the address and, for
+    IPv4, the 96 bits of the v4-mapped prefix."""
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IBB2s16s")
 

@@ -1,7 +1,7 @@
 """The bpf(2) system call, as far as the appliance needs it: maps, pins, programs, test runs.
 
-Layouts are those of `union bpf_attr` in linux/bpf.h. Failures are `OSError` with the errno of the kernel and the command
-in the text; what is no failure (no such key) is a return value.
+Layouts are those of `union bpf_attr` in linux/bpf.h. Failures are `OSError` with the errno of the kernel and the
+command in the text; what is no failure (no such key) is a return value.
 """
 
 import ctypes
@@ -116,7 +116,7 @@ class Map:
         return ctypes.create_string_buffer(key, len(key))
 
     def lookup(self, key: bytes) -> bytes | None:
-        """The value; None: no such key. Of a per-CPU map: all CPUs' values one after another, each padded to 8 bytes."""
+        """The value; None: no such key. Of a per-CPU map: all CPUs' values in a row, each padded to 8 bytes."""
         name, value = self._key(key), ctypes.create_string_buffer(self._stride * self._cpus)
         attr = struct.pack("<IxxxxQQQ", self.fd, _address(name), _address(value), 0)
         try:
@@ -243,24 +243,24 @@ def load_program(instructions: bytes, name: str, licence: str = "Apache-2.0") ->
 
 
 @dataclass(frozen=True, slots=True)
-class TestRun:
+class Run:
     """What a program made of one packet: its return value, the packet and the context (struct __sk_buff) after it."""
 
     result: int
     packet: bytes
     context: bytes
-    nanoseconds: int  # per run
+    nanoseconds: int
 
 
-def test_run(program: int, packet: bytes, context: bytes = b"", repeat: int = 1) -> TestRun:
-    """Run a loaded program on a packet, without any interface's help (BPF_PROG_TEST_RUN)."""
+def run_once(program: int, packet: bytes, context: bytes) -> Run:
+    """Run a loaded program on a packet without sending it (BPF_PROG_TEST_RUN). `context`: a struct __sk_buff."""
     data = ctypes.create_string_buffer(packet, len(packet))
     out = ctypes.create_string_buffer(len(packet) + 256)
     before = ctypes.create_string_buffer(context, len(context))
-    after = ctypes.create_string_buffer(max(1, len(context)))
+    after = ctypes.create_string_buffer(len(context))
     layout = struct.Struct("<4IQQ4IQQIII4x")
-    fields = (program, 0, len(packet), len(out), _address(data), _address(out), repeat, 0)
-    contexts = (len(context), len(context), _address(before), _address(after)) if context else (0, 0, 0, 0)
+    fields = (program, 0, len(packet), len(out), _address(data), _address(out), 1, 0)
+    contexts = (len(context), len(context), _address(before), _address(after))
     _, attr = _call(_TEST_RUN, "PROG_TEST_RUN", layout.pack(*fields, *contexts, 0, 0, 0))
     done = layout.unpack(attr)
-    return TestRun(done[1], out.raw[: done[3]], after.raw[: len(context)], done[7])
+    return Run(done[1], out.raw[: done[3]], after.raw, done[7])

@@ -10,6 +10,7 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -18,13 +19,13 @@ from typing import Any
 import structlog
 
 from appliance import config, status
-from appliance.errors import MalformedInput, Unavailable, VerbatimError
+from appliance.errors import MalformedInput, Refused, Unavailable, VerbatimError
 from appliance.identity.leases import LeaseTable, Now, identity_from_json, lease_id
 from appliance.journal import FrameKind, JournalKey, Writer
 from appliance.log import configure
 from appliance.wire import clock, interlock, leasing, loader, maps
 from appliance.wire.abi import COUNTER_COUNT, Counter, Reason
-from appliance.wire.control import SOCKET, Json, Server
+from appliance.wire.control import SOCKET, Client, Json, Server
 from appliance.wire.drain import Drain
 from appliance.wire.interfaces import Filters, Interfaces, interface_index
 from appliance.wire.leasing import Leasing
@@ -309,8 +310,12 @@ def _hurry() -> None:
 def teardown(settings: config.Settings) -> None:
     """Remove program, maps, ring and interlock: the machine forwards as if Verbatim had never been there.
 
-    What the ring still held and no wire process has drained is lost; stop the wire process in order first.
+    What the ring still holds is lost unless the wire process was stopped in order before. `Refused` while one answers:
+    it would put everything back.
     """
+    with suppress(Unavailable):
+        Client(settings.data / "run" / SOCKET, timeout=2.0).status()
+        raise Refused("wire: a process is running; stop verbatim wire first, then tear down")
     for name in (*settings.wire.agents, *settings.wire.upstream):
         if index := interface_index(name):
             loader.detach(index)

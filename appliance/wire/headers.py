@@ -1,8 +1,8 @@
 """Kernel headers for bcc, which wants a kernel source tree even for programs that use nothing but the uapi headers.
 
-The running kernel's own (`/lib/modules/RELEASE/build`) where they are installed; else Debian's newest, of which bcc needs
-one tree: Debian splits it in `linux-headers-X-common` and `linux-headers-X-FLAVOUR`, so a view of both is laid out as
-symbolic links. The headers' version does not matter to the program: it uses no structure of the kernel's inside.
+The running kernel's own (`/lib/modules/RELEASE/build`) where they are installed; else Debian's newest, of which bcc
+needs one tree: Debian splits it in `linux-headers-X-common` and `linux-headers-X-FLAVOUR`, so a view of both is laid
+out as symbolic links. Their version does not matter to the program: it uses no structure of the kernel's inside.
 """
 
 import os

@@ -61,8 +61,8 @@ class Program:
     """The loaded program and its maps, as file descriptors of this process; pins and filters outlast it.
 
     `maps`: by name: leases, rules, interfaces, locals, flows, counters, refusals, settings, ring, scratch, meta.
-    `ring_id`: 32 hex digits, random, made with the ring. `reused`: nothing was made anew. `kept`: names of the maps that
-    were taken over with their contents ("ring" among them: what was not drained is still there).
+    `ring_id`: 32 hex digits, random, made with the ring. `reused`: nothing was made anew. `kept`: names of the maps
+    that were taken over with their contents ("ring" among them: what was not drained is still there).
     """
 
     fd: int
@@ -116,7 +116,9 @@ def create_maps(settings: config.Wire, names: frozenset[str] | None = None) -> d
 
 def load(instructions: bytes, maps: dict[str, int]) -> int:
     """The program with these maps; its file descriptor. `OSError` when the kernel refuses it."""
-    return bpf.load_program(bpf.relocate(instructions, {i: maps[i.name.lower()] for i in abi.MapIndex}), "verbatim_wire")
+    return bpf.load_program(
+        bpf.relocate(instructions, {i: maps[i.name.lower()] for i in abi.MapIndex}), "verbatim_wire"
+    )
 
 
 def open_program(settings: config.Wire, cache: Path = headers.CACHE) -> Program:
@@ -146,12 +148,12 @@ def _open(settings: config.Wire, cache: Path) -> Program:
     instructions = program.compiled(source, cache)
     maps |= create_maps(settings, frozenset(map_shapes(settings)) - kept)
     fd = load(instructions, maps)
-    # From here on a crash leaves a set without program, whose maps fit: the next start completes it.
-    (folder / "program").unlink(missing_ok=True)
+    # Whatever goes is gone before anything new comes: a crash in between leaves a set that the next start completes.
+    for name in ("program", *(maps.keys() - kept)):
+        (folder / name).unlink(missing_ok=True)
     ring = meta.ring if meta is not None and "ring" in kept else secrets.token_bytes(16)
     bpf.Map(maps["meta"]).update(bytes(4), abi.Meta(abi.ABI, 0, ring, version).pack())
     for name in maps.keys() - kept:
-        (folder / name).unlink(missing_ok=True)
         bpf.pin(maps[name], folder / name)
     bpf.pin(fd, folder / "program")
     return Program(fd, bpf.program_id(fd), maps, ring.hex(), False, kept)
@@ -234,7 +236,10 @@ def attach(loaded: Program, ifindex: int) -> None:
                 direct_action=True,
             )
         except NetlinkError as error:
-            raise Unavailable(f"interface {ifindex}: cannot attach: {os.strerror(error.code)}; run as root") from error
+            reason = os.strerror(error.code)
+            raise Unavailable(
+                f"interface {ifindex}: {reason}; name existing interfaces in [wire], run as root"
+            ) from error
 
 
 def attached(loaded: Program, ifindex: int) -> bool:
@@ -250,9 +255,7 @@ def detach(ifindex: int) -> None:
     """Remove our filter. Fine when there is none, or no such interface. From here on nothing is forwarded."""
     with IPRoute() as netlink, contextlib.suppress(NetlinkError):
         if _filter(netlink, ifindex) is not None:
-            netlink.tc(
-                "del-filter", "bpf", ifindex, _HANDLE, parent=_INGRESS, prio=_PRIORITY, protocol=_ETH_P_ALL
-            )
+            netlink.tc("del-filter", "bpf", ifindex, _HANDLE, parent=_INGRESS, prio=_PRIORITY, protocol=_ETH_P_ALL)
 
 
 def _filter(netlink: IPRoute, ifindex: int) -> int | None:

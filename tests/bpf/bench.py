@@ -1,7 +1,7 @@
 """A bench for the capture program: state in, packet in; verdict, mark, records and counters out.
 
-Each bench has its own maps, ring and program; packets run through BPF_PROG_TEST_RUN. The interfaces are a veth pair in a
-network namespace that belongs to one thread of the test process and goes with it, whatever happens.
+Each bench has its own maps, ring and program; packets run through BPF_PROG_TEST_RUN. The interfaces are a veth pair in
+a network namespace that belongs to one thread of the test process and goes with it, whatever happens.
 """
 
 import ctypes
@@ -76,7 +76,7 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`verdict`: forward (recorded and marked), refuse (marked to be answered), drop, or pass (to the stack, unmarked)."""
+    """`verdict`: forward (recorded, marked), refuse (marked to be answered), drop, or pass (to the stack, unmarked)."""
 
     verdict: str
     records: list[Recorded]
@@ -104,7 +104,7 @@ class Ring:
         """Take the records out, all or the oldest `limit`."""
         (position,) = struct.unpack_from("<Q", self._consumer)
         (end,) = struct.unpack_from("<Q", self._rest)
-        found = []
+        found: list[Recorded] = []
         while position < end and len(found) != limit:
             at = mmap.PAGESIZE + position % self._size
             (word,) = struct.unpack_from("<I", self._rest, at)
@@ -183,7 +183,9 @@ class Bench:
     ) -> None:
         network = ip_network(to)
         prefix = network.prefixlen + (96 if network.version == 4 else 0)
-        self.map("rules").update(self._rule_key(to, protocol, port), abi.RuleValue(number, lane, unbound, prefix).pack())
+        self.map("rules").update(
+            self._rule_key(to, protocol, port), abi.RuleValue(number, lane, unbound, prefix).pack()
+        )
 
     def remove_rule(self, to: str, protocol: int = 0, port: int = 0) -> None:
         assert self.map("rules").delete(self._rule_key(to, protocol, port))
@@ -205,7 +207,7 @@ class Bench:
         if gso:
             struct.pack_into("<I", context, 164, -(-len(frame) // gso))
             struct.pack_into("<I", context, 176, gso)
-        done = self.namespace.run(lambda: bpf.test_run(self.fd, frame, bytes(context)))
+        done = self.namespace.run(lambda: bpf.run_once(self.fd, frame, bytes(context)))
         (marked,) = struct.unpack_from("<I", done.context, 8)
         verdicts = {
             (TC_ACT_OK, abi.MARK_RECORDED): "forward",

@@ -8,7 +8,20 @@ from tests.bpf.bench import AGENT_MAC, UPSTREAM_MAC, Bench, Namespace
 @pytest.fixture(scope="session")
 def namespace() -> Iterator[Namespace]:
     space = Namespace()
-    space.ip("link", "add", "agents", "address", AGENT_MAC, "type", "veth", "peer", "name", "servers", "address", UPSTREAM_MAC)
+    space.ip(
+        "link",
+        "add",
+        "agents",
+        "address",
+        AGENT_MAC,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "servers",
+        "address",
+        UPSTREAM_MAC,
+    )
     yield space
     space.close()
 

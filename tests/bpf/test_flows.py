@@ -79,7 +79,9 @@ def test_window_scale(open_bench: Bench, options: Any, scale: int) -> None:
 
 
 def test_options_that_lie_about_their_length_do_no_harm(open_bench: Bench) -> None:
-    for port, raw in enumerate((b"\x02\x00\x00\x00", b"\x02\xff\x00\x00", b"\x03\x01\x07\x00", b"\x01\x01\x01\x03"), 100):
+    for port, raw in enumerate(
+        (b"\x02\x00\x00\x00", b"\x02\xff\x00\x00", b"\x03\x01\x07\x00", b"\x01\x01\x01\x03"), 100
+    ):
         segment = TCP(sport=port, dport=80, flags="S", dataofs=6)
         assert open_bench.send(IP(bytes(IP(src=A4, dst=S4, proto=6) / (bytes(segment) + raw)))).verdict == "forward"
     assert {flow.client.scale for _, flow in open_bench.flows()} == {0}

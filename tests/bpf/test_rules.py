@@ -59,7 +59,12 @@ CASES = [
     Case("echo", (("0.0.0.0/0", TAP, ICMP_, 0),), PING, 1),
     Case("echo6", (("::/0", TAP, ICMP6_, 0),), PING6, 1),
     Case("echo by any", (("0.0.0.0/0", TAP, 0, 0),), PING, Reason.NO_RULE),
-    Case("echo, refused by a longer any", (("0.0.0.0/0", TAP, ICMP_, 0), ("192.0.2.0/24", REFUSE, 0, 0)), PING, Reason.RULE),
+    Case(
+        "echo, refused by a longer any",
+        (("0.0.0.0/0", TAP, ICMP_, 0), ("192.0.2.0/24", REFUSE, 0, 0)),
+        PING,
+        Reason.RULE,
+    ),
     Case("echo, longer any opens other things", (("0.0.0.0/0", TAP, ICMP_, 0), ("192.0.2.0/24", TAP, 0, 0)), PING, 1),
     Case("echo refused", (("0.0.0.0/0", REFUSE, ICMP_, 0),), PING, Reason.RULE),
 ]

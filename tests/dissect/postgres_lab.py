@@ -4,6 +4,7 @@ import os
 import pwd
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -175,6 +176,6 @@ def server() -> Iterator[Server]:
         subprocess.run(psql, input=roles.encode(), check=True, capture_output=True)
         yield one
     finally:
-        process.send_signal(2)  # fast shutdown
+        process.send_signal(signal.SIGQUIT)  # at once: nothing is to be kept
         process.wait(SECONDS)
         shutil.rmtree(folder, ignore_errors=True)

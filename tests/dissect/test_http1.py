@@ -387,6 +387,32 @@ class TestCredentials:
             assert "defgh" not in repr(played.messages)
             assert played.kinds()[-1] == "request"
 
+    @pytest.mark.parametrize("lost", range(3, 30))
+    def test_name_hidden_by_a_gap_in_the_body(self, lost: int) -> None:
+        """What a form says behind a gap may be anything, so it is not kept."""
+        ask = form(grant_type="password", password="hunter22")
+        place = ask.index(b"\r\n\r\n") + 4
+        played = play(Http1, [(C, ask[:place]), (C, Gap(lost)), (C, ask[place + lost :] + GET)])
+        assert b"hunter" not in played.stored(C)
+        assert played.kinds() == ["request", "request"]
+
+    def test_field_name_cut_by_a_gap(self) -> None:
+        turns: list[Turn] = [(C, b"GET / HTTP/1.1\r\nAuthor"), (C, Gap(5)), (C, b"on: Bearer abcdef\r\n\r\n" + GET)]
+        played = play(Http1, turns)
+        assert b"abcdef" not in played.stored(C)
+        assert played.kinds()[-1] == "request"
+
+    def test_token_answer_without_its_head(self) -> None:
+        turns: list[Turn] = [
+            (S, b"HTTP/1.1 200"),
+            (S, Gap(9)),
+            (S, b'\r\n\r\n{"access_token":"abcdef","x":1}'),
+            (C, GET),
+        ]
+        assert play(Http1, turns).secrets() == [b"abcdef"]
+        lost: list[Turn] = [(C, b"POST /t"), (C, Gap(9)), (C, b"\r\n\r\ngrant_type=password&password=hunter22")]
+        assert play(Http1, lost).secrets() == [b"hunter22"]
+
     def test_body_cut_by_a_gap(self) -> None:
         ask = form(grant_type="password", password="hunter22", client_secret="tellnobody")
         place = ask.index(b"ter22")

@@ -24,5 +24,5 @@ def test_resolver_of_programs(task: Task, lab: Lab, appliance: Appliance) -> Non
     """curl asks by name, and both its lookup and its request are there."""
     task.curl(f"http://{lab.web.fqdn}/")
     task.session(protocol="http1")
-    hits = appliance.search(f'"{lab.web.fqdn}" AND protocol:dns AND run_id:"{task.run_id}"')
+    hits = appliance.search(f'"{lab.web.fqdn}" AND protocol:dns AND run:"{task.run_id}"')
     assert hits

@@ -61,7 +61,7 @@ def test_decoded_bodies_are_searchable(task: Task, lab: Lab, appliance: Applianc
     assert b"\x1f\x8b" in packed[:20]  # it went over the wire as gzip
     response = appliance.messages(session)[-1]
     assert plain in response["text"]
-    hits = appliance.search(f'"item 199" AND run_id:"{task.run_id}"')
+    hits = appliance.search(f'"item 199" AND run:"{task.run_id}"')
     assert [hit["session_id"] for hit in hits] == [session["session_id"]]
 
 

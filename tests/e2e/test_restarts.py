@@ -4,7 +4,7 @@ import pytest
 
 from tests.e2e.test_postgres import of
 from tests.lab import Lab
-from tests.lab.appliance import Appliance
+from tests.lab.appliance import Appliance, literal
 from tests.lab.task import Task
 from tests.lab.wait import until
 
@@ -26,7 +26,8 @@ def test_killed_in_the_middle(task: Task, lab: Lab, appliance: Appliance, part: 
         ],
         env=task.password(),
     )
-    command = ["curl", "-sS", "--limit-rate", "500k", "-o", "slow.bin", f"http://{lab.web.addresses[1]}/download.bin"]
+    address = literal(lab.web.addresses[1])
+    command = ["curl", "-sS", "--limit-rate", "500k", "-o", "slow.bin", f"http://{address}/download.bin"]
     slow = task.start(command)
     begun = task.agent.home / "slow.bin"
     until(lambda: begun.exists() and begun.stat().st_size > 100_000, "the download is on its way")

@@ -284,34 +284,30 @@ def test_what_tcpdump_saw(tmp_path: Path) -> None:
     from appliance.ingest.capture import Capture
 
     path = tmp_path / "live.pcap"
+    sent = os.urandom(500_000)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         command = ["tcpdump", "-i", "lo", "-U", "--immediate-mode", "-w", str(path), "tcp", "port", str(port)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE) as tcpdump:
+        tcpdump = subprocess.Popen(command, stderr=subprocess.PIPE)
+        try:
             assert tcpdump.stderr is not None
             line = b""
             while b"listening on" not in line:
                 line = tcpdump.stderr.readline()
                 assert line, "tcpdump ended"
-            sent = os.urandom(500_000)
-            with socket.create_connection(("127.0.0.1", port)) as client, server.accept()[0] as peer:
+            with socket.create_connection(("127.0.0.1", port), 30) as client, server.accept()[0] as peer:
                 client.sendall(b"give")
-                assert peer.recv(4) == b"give"
-                peer.settimeout(30)
-                client.settimeout(30)
-                peer.sendall(sent[:200_000])
-                got = b""
-                while len(got) < 200_000:
-                    got += client.recv(65536)
-                peer.sendall(sent[200_000:])
-                while len(got) < len(sent):
-                    got += client.recv(65536)
+                assert peer.recv(4, socket.MSG_WAITALL) == b"give"
+                for at in range(0, len(sent), 20_000):
+                    peer.sendall(sent[at : at + 20_000])
+                    assert client.recv(20_000, socket.MSG_WAITALL) == sent[at : at + 20_000]
                 peer.shutdown(socket.SHUT_WR)
                 assert client.recv(1) == b""
             fins = 0
             while fins < 2:  # flags byte of Ethernet, IPv4, TCP without IP options
                 with Capture(path) as so_far:
                     fins = sum(packet.data[47] & 1 for packet in so_far if len(packet.data) > 47)
+        finally:
             tcpdump.send_signal(signal.SIGINT)
             tcpdump.communicate()
     verbatim(tmp_path / "data", "ingest", str(path))

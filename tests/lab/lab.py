@@ -59,6 +59,7 @@ class Lab:
         self.prefix = f"vb-{secrets.token_hex(3)}"
         self.secrets: set[str] = set()  # tokens, passwords and the like that were used: never to be found at rest
         self.folder = Path()
+        self.hosts: list[Host] = []  # all of them
         self.agents: list[Host] = []
         self.services: dict[str, Service] = {}
         self.extra_nics: list[Nic] = []  # of the gateway, besides those of agents and upstream
@@ -131,6 +132,9 @@ class Lab:
             for service in reversed(self.services.values()):
                 with suppress(OSError, subprocess.SubprocessError):
                     service.stop()
+            for host in self.hosts:
+                for process in host.started:
+                    process.stop(signal.SIGKILL)
             leftovers.remove(self.prefix)
         finally:
             for number, handler in (ignored | self._handlers).items():
@@ -148,6 +152,7 @@ class Lab:
 
     def _host(self, name: str) -> Host:
         host = Host(self.prefix, name, self.folder / "hosts" / name)
+        self.hosts.append(host)
         host.create()
         return host
 

@@ -62,7 +62,7 @@ class Host:
         self.folder = folder
         self.home = folder / "home"
         self.nics: list[Nic] = []
-        self._started = 0
+        self.started: list[Process] = []
 
     def create(self) -> None:
         """Make the namespace. IPv6 addresses are usable at once: nobody else could claim them here (no DAD)."""
@@ -80,10 +80,6 @@ class Host:
             }
         )
         ip("link set lo up", netns=self.netns)
-
-    def remove(self) -> None:
-        if (NETNS / self.netns).exists():
-            ip(f"netns del {self.netns}")
 
     def sysctl(self, values: Mapping[str, int]) -> None:
         """Set kernel parameters of this namespace; names are paths below /proc/sys."""
@@ -157,9 +153,8 @@ class Host:
         stdin: int | IO[Any] | None = subprocess.DEVNULL,
     ) -> Process:
         """Start a program in the background, as the leader of its own process group."""
-        self._started += 1
         name = Path(args[0]).name
-        log = self.folder / f"{self._started}-{name}.log"
+        log = self.folder / f"{len(self.started) + 1}-{name}.log"
         with log.open("wb") as output:
             popen = subprocess.Popen(
                 self.command(args, user),
@@ -170,7 +165,8 @@ class Host:
                 cwd=self.home,
                 start_new_session=True,
             )
-        return Process(f"{name} on {self.name}", popen, log)
+        self.started.append(Process(f"{name} on {self.name}", popen, log))
+        return self.started[-1]
 
     def call(self, function: Callable[[], Value]) -> Value:
         """What `function` returns when called in this host's network: its sockets belong to the host.

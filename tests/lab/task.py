@@ -1,5 +1,6 @@
 """One task of an agent: a lease, what the agent runs under it, and what was recorded of it."""
 
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ class Task:
         self.token = token
         self.run_id = run
         self.leases: list[dict[str, Any]] = []
+        self._started: list[Process] = []
         self._seconds = seconds
 
     @property
@@ -39,6 +41,8 @@ class Task:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for process in self._started:
+            process.stop(signal.SIGKILL)
         self.revoke()
 
     def revoke(self) -> None:
@@ -77,7 +81,8 @@ class Task:
         return self.agent.run(["curl", "-sS", *trust, *args], check=check, input=input)
 
     def start(self, args: Sequence[str | Path], **options: Any) -> Process:
-        return self.agent.popen(args, **options)
+        self._started.append(self.agent.popen(args, **options))
+        return self._started[-1]
 
     # -- what was recorded -------------------------------------------------------------------------------------------
 

@@ -18,8 +18,25 @@ from appliance.wire.abi import SIDE_F_SYN, Flow, FlowEnd, Kind, Reason, SideStat
 from appliance.wire.records import plain
 from tests.session.test_datagrams import ANSWER, QUERY, fragments
 from tests.session.traffic import (
-    CLOCK, FIN, MS, PSH, RST, SECOND, STREAM, SYN, T0, Peer, Recorded, assembler, feed, frame, ingest, record, run,
-    span, udp,
+    CLOCK,
+    FIN,
+    MS,
+    PSH,
+    RST,
+    SECOND,
+    STREAM,
+    SYN,
+    T0,
+    Peer,
+    Recorded,
+    assembler,
+    feed,
+    frame,
+    ingest,
+    record,
+    run,
+    span,
+    udp,
 )  # fmt: skip
 
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER

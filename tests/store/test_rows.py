@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.errors import MalformedInput
-from appliance.model import Direction
+from appliance.model import Direction, Row
 from appliance.store import rows
 from tests.store import samples
 
-EVERY = [
+EVERY: list[Row | rows.AuditRow] = [
     samples.session(1),
     samples.message(1, 0, "SELECT 1", sql="SELECT 1"),
     samples.chunk(1, 0, Direction.CLIENT, 0, b"\0\xff", redacted=((0, 1),)),
@@ -47,7 +47,12 @@ def test_token_names_the_table_too() -> None:
 
 
 def test_order_within_a_table_is_kept() -> None:
-    mixed = [samples.message(1, 0, "a"), samples.session(1), samples.message(1, 1, "b"), samples.message(1, 2, "c")]
+    mixed: list[Row | rows.AuditRow] = [
+        samples.message(1, 0, "a"),
+        samples.session(1),
+        samples.message(1, 1, "b"),
+        samples.message(1, 2, "c"),
+    ]
     assert rows.by_table(mixed)[rows.MESSAGES] == [mixed[0], mixed[2], mixed[3]]
 
 
@@ -84,4 +89,4 @@ def test_searchable_is_bounded() -> None:
 
 
 def test_json_text_takes_what_the_fast_encoder_refuses() -> None:
-    assert rows.json_text({"big": 2**80, "odd": "\ud800"}) == '{"big":%d,"odd":"\\ud800"}' % 2**80
+    assert rows.json_text({"big": 2**80, "odd": "\ud800"}) == f'{{"big":{2**80},"odd":"\\ud800"}}'

@@ -1,6 +1,6 @@
 """Debian 12's stock kernel under QEMU's software emulation, with `loader.c` as its only process.
 
-The kernel comes from Debian's package (downloaded once, unpacked, never installed) and lies in `.cache/vm/` of the checkout.
+The kernel comes from Debian's package (downloaded once, unpacked, never installed), into `.cache/vm/` of the checkout.
 """
 
 import os
@@ -91,9 +91,7 @@ def _initramfs(folder: Path, programs: dict[str, Program]) -> Path:
     image = folder / "initramfs"
     names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
     with image.open("wb") as out:
-        subprocess.run(
-            ["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, input=names.encode(), stdout=out, check=True
-        )
+        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], cwd=root, input=names.encode(), stdout=out, check=True)
     return image
 
 
@@ -101,7 +99,18 @@ def boot(folder: Path, programs: dict[str, Program]) -> tuple[str, dict[str, Ver
     """Load each program in the guest. Returns the release of its kernel and what became of them, by name."""
     need("qemu-system-x86_64", "cpio", "gcc")
     image = kernel()
-    command = ["qemu-system-x86_64", "-accel", "tcg", "-m", "256", "-smp", "1", "-nographic", "-no-reboot", "-nodefaults"]
+    command = [
+        "qemu-system-x86_64",
+        "-accel",
+        "tcg",
+        "-m",
+        "256",
+        "-smp",
+        "1",
+        "-nographic",
+        "-no-reboot",
+        "-nodefaults",
+    ]
     command += ["-serial", "stdio", "-kernel", str(image), "-initrd", str(_initramfs(folder, programs))]
     command += ["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]
     done = subprocess.run(command, capture_output=True, timeout=BOOT_SECONDS, stdin=subprocess.DEVNULL, check=False)

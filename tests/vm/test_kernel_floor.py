@@ -17,25 +17,25 @@ def _wire() -> Program:
 
 
 def _from_a_later_kernel() -> Program:
-    """bpf_ktime_get_tai_ns is in 6.1; the helper after the last one of 6.1 is not."""
-    last_of_6_1 = 211  # bpf_cgrp_storage_delete; 6.1 ends with bpf_user_ringbuf_drain, 209
-    call = struct.pack("<BBhi", 0x85, 0, 0, last_of_6_1)
+    """Calls bpf_cgrp_storage_delete, which came with 6.2."""
+    call = struct.pack("<BBhi", 0x85, 0, 0, 211)
     leave = struct.pack("<BBhi", 0xB7, 0, 0, 0) + struct.pack("<BBhi", 0x95, 0, 0, 0)
     return Program([], call + leave)
 
 
-def _unbounded() -> Program:
-    """Reads the ring's memory without knowing that it is there: the mistake that a null check is for."""
+def _unchecked() -> Program:
+    """Writes to a reserved record without asking whether there is one."""
     reserve = [(0x18, 0x11, 0, 0), (0, 0, 0, 0), (0xB7, 2, 0, 64), (0xB7, 3, 0, 0), (0x85, 0, 0, 131)]
     use = [(0x7A, 0, 0, 1), (0xBF, 0x01, 0, 0), (0xB7, 2, 0, 0), (0x85, 0, 0, 132), (0xB7, 0, 0, 0), (0x95, 0, 0, 0)]
     return Program(
-        [MapShape(bpf.RINGBUF, 0, 0, 4096)], b"".join(struct.pack("<BBhi", *instruction) for instruction in reserve + use)
+        [MapShape(bpf.RINGBUF, 0, 0, 4096)],
+        b"".join(struct.pack("<BBhi", *instruction) for instruction in reserve + use),
     )
 
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Verdict]]:
-    programs = {"wire": _wire(), "later": _from_a_later_kernel(), "unchecked": _unbounded()}
+    programs = {"wire": _wire(), "later": _from_a_later_kernel(), "unchecked": _unchecked()}
     folder: Path = tmp_path_factory.mktemp("guest")
     return boot(folder, programs)
 

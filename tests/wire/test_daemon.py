@@ -329,6 +329,23 @@ def test_only_one_process_at_a_time(wire: Wire) -> None:
     assert "another process writes this journal" in second.stderr
 
 
+def test_a_running_process_is_not_torn_down(wire: Wire) -> None:
+    torn = subprocess.run(wire.command("teardown"), capture_output=True, text=True, timeout=60)
+    assert torn.returncode != 0
+    assert "stop verbatim wire first" in torn.stderr
+    assert wire.client.status()["interlock"]
+
+
+def test_a_teardown_opens_the_gateway_again(net: Net, wire: Wire) -> None:
+    wire.teardown()
+    assert not wire.bpffs.exists()
+    with connection(net) as (agent, upstream, _):
+        assert exchange(agent, upstream)
+    wire.start()
+    with net.listen() as listener, pytest.raises(ConnectionRefusedError):
+        net.connect(listener.getsockname()[1])
+
+
 def test_an_interface_made_anew_is_recorded_again(net: Net, wire: Wire) -> None:
     sh("ip", "link", "del", "upstream0", netns=net.gateway)
     until("the loss is on record", lambda: "interface-lost" in wire.events())

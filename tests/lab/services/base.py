@@ -86,7 +86,6 @@ class Service(ABC):
     def stop(self) -> None:
         for process in reversed(self.processes):
             process.stop()
-        self.processes.clear()
 
     def listening(self, *ports: int) -> bool:
         """Whether TCP connections to these ports of the host's own addresses are accepted."""
