@@ -26,21 +26,21 @@ def up(config_file: Config = None, data: Data = None, json: Json = False) -> Non
 def wire(
     config_file: Config = None,
     data: Data = None,
-    teardown: Annotated[
-        bool, typer.Option(help="Detach and unpin everything, then end. Agents' traffic stops.")
+    tear_down: Annotated[
+        bool, typer.Option("--teardown", help="Detach and unpin everything, then end. Agents' traffic stops.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Attach the eBPF program, keep leases and rules, drain the ring into the journal (needs root)."""
-    from appliance.wire import daemon
+    from appliance.wire.daemon import run, teardown
 
     settings = config.load(config_file, data=data)
-    if teardown:
-        daemon.teardown(settings)
+    if tear_down:
+        teardown(settings)
         if json:
             emit({"torn_down": True})
     else:
-        daemon.run(settings)
+        run(settings)
 
 
 def record(config_file: Config = None, data: Data = None, json: Json = False) -> None:
@@ -52,9 +52,9 @@ def record(config_file: Config = None, data: Data = None, json: Json = False) ->
 
 def store(config_file: Config = None, data: Data = None, json: Json = False) -> None:
     """Serve the embedded store on loopback."""
-    from appliance.store import service
+    from appliance.store.service import run
 
-    service.run(config.load(config_file, data=data))
+    run(config.load(config_file, data=data))
 
 
 def api(config_file: Config = None, data: Data = None, json: Json = False) -> None:

@@ -170,7 +170,7 @@ class Daemon:
 
     def _tick(self, now: Now) -> None:
         if not self._drain.stalled:
-            self._notes.clock(now, traffic=False)
+            self._notes.clock(now)
 
     def _stall(self, stalled: bool) -> None:
         value = maps.settings_value(self._settings.wire, stalled=stalled)
@@ -215,7 +215,7 @@ class Daemon:
         swept = self._sweeper.finish(now.boottime)
         try:
             for span in swept.spans(min(SPAN, self._writer.max_payload)):
-                self._notes.clock(now, traffic=True)
+                self._notes.clock(now)
                 self._writer.append(FrameKind.SPAN, span, time_ns=now.unix)
             self._writer.sync()
         except Unavailable as error:

@@ -63,7 +63,7 @@ class Drain:
                 end = ring.committed(position, self._limit)
                 if end == position:
                     break
-                self._notes.clock(now, traffic=True)
+                self._notes.clock(now)
                 self._writer.append(
                     FrameKind.SPAN,
                     ring.span(position, end),

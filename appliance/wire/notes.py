@@ -1,8 +1,8 @@
 """What the wire process itself has to say in the journal: OPEN, CLOCK, LEASE and EVENT frames.
 
 A CLOCK frame stands before the spans that it explains, so that reading the journal again gives the same wall times:
-one at the start, one each second while there is traffic, one each ten seconds without, and one at once when the wall
-clock steps.
+one at the start, one each second, and one at once when the wall clock steps. They are also what moves the recorded time
+on a quiet wire, so that sessions end and their last bytes come out.
 
 Facts that cannot wait (a revoked lease, a stall) take effect even when the journal is full; their frames are kept in
 order and written as soon as there is room.
@@ -20,8 +20,7 @@ from appliance.journal import FrameKind, Writer
 from appliance.wire import clock
 from appliance.wire.clock import CLOCK
 
-CLOCK_BUSY = 1_000_000_000  # ns between two CLOCK frames with traffic
-CLOCK_QUIET = 10_000_000_000  # and without
+CLOCK_INTERVAL = 1_000_000_000  # ns between two CLOCK frames
 CLOCK_STEP = 1_000_000  # ns by which the clocks may drift apart before a CLOCK frame is due at once
 MAX_WAITING = 65536  # frames kept while the journal is full
 
@@ -46,12 +45,12 @@ class Notes:
         opened = {"node": node, "source": "wire", "ring": ring, "boot": self._boot, "position": position}
         self._later(FrameKind.OPEN, msgspec.json.encode(opened), now)
 
-    def clock(self, now: Now, *, traffic: bool) -> None:
+    def clock(self, now: Now) -> None:
         """Write a CLOCK frame if one is due; to be called before each span. Raises `Unavailable`."""
         if self._clock is not None:
             age = now.boottime - self._clock.boottime
             drift = abs(now.unix - now.boottime - (self._clock.unix - self._clock.boottime))
-            if age < (CLOCK_BUSY if traffic else CLOCK_QUIET) and drift <= CLOCK_STEP:
+            if age < CLOCK_INTERVAL and drift <= CLOCK_STEP:
                 return
         self._at_once(FrameKind.CLOCK, CLOCK.pack(now.boottime, now.unix), now)
         self._clock = now

@@ -287,7 +287,8 @@ def test_what_tcpdump_saw(tmp_path: Path) -> None:
     sent = os.urandom(500_000)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        command = ["tcpdump", "-i", "lo", "-U", "--immediate-mode", "-w", str(path), "tcp", "port", str(port)]
+        room = ["-s", "65535", "-B", "32768"]  # enough for all packets, however slow tcpdump is
+        command = ["tcpdump", "-i", "lo", "-U", "--immediate-mode", *room, "-w", str(path), "tcp", "port", str(port)]
         tcpdump = subprocess.Popen(command, stderr=subprocess.PIPE)
         try:
             assert tcpdump.stderr is not None

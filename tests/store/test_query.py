@@ -12,7 +12,6 @@ from appliance.store.client import Store
 from appliance.store.query import SessionFilter
 from tests.store import samples
 
-
 EVENTS = 5_000_000  # first position, and nanoseconds after the start, of the events here
 
 

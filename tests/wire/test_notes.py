@@ -82,10 +82,10 @@ def test_what_must_be_said_waits_in_order_and_nothing_overtakes_it(folder: Path,
     with pytest.raises(Unavailable):
         notes.lease(Change(What.GRANTED, LEASE), NOW)
     with pytest.raises(Unavailable):
-        notes.clock(NOW, traffic=True)
+        notes.clock(NOW)
     assert not notes.flush()
     gate.shut = False
-    notes.clock(NOW, traffic=True)
+    notes.clock(NOW)
     assert [frame.kind for frame in frames(folder)] == [FrameKind.EVENT, FrameKind.LEASE, FrameKind.CLOCK]
 
 
