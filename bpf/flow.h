@@ -127,8 +127,8 @@ static __always_inline int ask_rules(struct scratch *s, __u8 *unbound)
 			exact = 1;
 		}
 	}
-	if (!best)
-		return REASON_NO_RULE;
+	if (!best) /* QUIC is told as such, so that people see why clients fall back to TCP */
+		return protocol == IPPROTO_UDP && port == PORT_QUIC ? REASON_QUIC : REASON_NO_RULE;
 	s->rule = best->id;
 	s->record.lane = best->lane;
 	*unbound = best->unbound;

@@ -105,7 +105,7 @@ def _journal(
         segment_bytes=min(max(2 * size, _SEGMENT[0]), _SEGMENT[1]),
         max_bytes=2**62,
         min_free_bytes=settings.journal.min_free_bytes,
-        durability=settings.journal.durability,
+        durability="fsync",  # what has its final name is whole, even after a power failure
     )
     try:
         with Writer(

@@ -27,11 +27,16 @@ Answer = TypeVar("Answer")
 
 
 class Store:
-    """An open store: a context manager, for any number of threads. After `Unavailable` the next call connects anew."""
+    """An open store: a context manager, for any number of threads. After `Unavailable` the next call connects anew.
 
-    def __init__(self, open_link: Callable[[], Link]) -> None:
+    `open_link` connects; it is told whether the last link was to the service. Who had one waits for the service to come
+    back: to open chDB itself would lock the service out.
+    """
+
+    def __init__(self, open_link: Callable[[bool], Link]) -> None:
         self._open = open_link
-        self._link: Link | None = open_link()
+        self._served = False
+        self._link: Link | None = open_link(False)
         self._closed = False
         self._turn = threading.Lock()
 
@@ -118,7 +123,8 @@ class Store:
             if self._closed:
                 raise Unavailable("store is closed; open it again")
             if self._link is None:
-                self._link = self._open()
+                self._link = self._open(self._served)
+            self._served = self._link.local
             self._link.enter()
             return self._link
 
@@ -143,13 +149,14 @@ class Store:
         self.close()
 
 
-def open_store(settings: Settings, role: Role) -> Store:
+def open_store(settings: Settings, role: Role, embed: bool = True) -> Store:
     """Open the store of `settings` as 'writer' or 'reader'.
 
     `store.url`, if set, names a ClickHouse server. Else a live `verbatim store` of the data folder is used; else chDB
-    runs in this process, after waiting up to 30 s for another process to let go of the folder. Raises `Unavailable`.
+    runs in this process, after waiting up to 30 s for another process to let go of the folder. Without `embed` it never
+    does: that is for processes that run beside the service. Raises `Unavailable`.
     """
-    return Store(lambda: connect(settings, role))
+    return Store(lambda served: connect(settings, role, embed and not served))
 
 
 def _unicode(values: Collection[object]) -> None:

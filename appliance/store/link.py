@@ -69,7 +69,7 @@ class Link:
             self._close()
 
 
-def connect(settings: Settings, role: Role) -> Link:
+def connect(settings: Settings, role: Role, embed: bool) -> Link:
     """Connect as `open_store` documents."""
     if settings.store.url:
         return _server(settings.store.url, role)
@@ -80,6 +80,8 @@ def connect(settings: Settings, role: Role) -> Link:
         service = live_service(settings.data)
         if service is not None:
             return _service(service, role)
+        if not embed:
+            raise Unavailable(f"store of {settings.data} is not served now; start `verbatim store`, or try again")
         if lock.acquire():
             try:
                 return _embedded(settings.data, role, lock)

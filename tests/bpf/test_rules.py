@@ -51,6 +51,7 @@ CASES = [
     Case("v4-mapped is not v4", (("::ffff:192.0.2.0/120", TAP, 0, 0),), HTTP, Reason.NO_RULE),
     Case("relay", (("192.0.2.0/24", RELAY, TCP_, 80), ("0.0.0.0/0", TAP, 0, 0)), HTTP, Reason.RELAY),
     Case("dns", (("192.0.2.0/24", TAP, UDP_, 53),), DNS, 1),
+    Case("quic without a rule", (), QUIC, Reason.QUIC),
     Case("quic by any", (("0.0.0.0/0", TAP, 0, 0),), QUIC, Reason.QUIC),
     Case("quic by udp", (("0.0.0.0/0", TAP, UDP_, 0),), QUIC, Reason.QUIC),
     Case("quic by name", (("0.0.0.0/0", TAP, UDP_, 443),), QUIC, 1),

@@ -158,6 +158,17 @@ def test_journal_is_not_bound_by_the_limit_of_the_wire(
     assert run(path, small).packets > 1000
 
 
+def test_journal_is_on_the_disk_before_it_has_its_name(
+    settings: config.Settings, drained: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    sync, rename = os.fdatasync, Path.rename
+    monkeypatch.setattr(os, "fdatasync", lambda file: (order.append("sync"), sync(file))[1])
+    monkeypatch.setattr(Path, "rename", lambda self, to: (order.append(self.suffix), rename(self, to))[1])
+    run(make.HERE / "ok_nano.pcap", settings)
+    assert order[-2:] == ["sync", ".partial"]
+
+
 def test_same_file_twice_at_once_is_refused(
     settings: config.Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from typing import IO, Any, TypeVar
 
 from tests.lab.process import Process
 
+GROUPS = {"nobody": "nogroup"}  # of users whose group has another name
 NETNS = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +106,7 @@ class Host:
 
     def command(self, args: Sequence[str | Path], user: str | None = None) -> list[str]:
         """The command line that runs `args` inside this host."""
-        become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"] if user else []
+        become = ["setpriv", f"--reuid={user}", f"--regid={GROUPS.get(user, user)}", "--init-groups"] if user else []
         return [
             *("nsenter", f"--net={NETNS / self.netns}", "unshare", "--mount", "--propagation", "private"),
             *("sh", "-c", DRESS, "sh", str(self.folder / "resolv.conf"), str(self.folder / "hosts")),

@@ -120,7 +120,7 @@ def test_several_threads_share_a_store(store: Store) -> None:
 
 def fake(insert: Any = None, query: Any = None) -> Store:
     """A store whose link behaves as told."""
-    return Store(lambda: link.Link(SimpleNamespace(query=query), insert, "there", lambda: None))
+    return Store(lambda served: link.Link(SimpleNamespace(query=query), insert, "there", lambda: None))
 
 
 def test_fewer_rows_than_given_are_damage() -> None:
@@ -157,7 +157,7 @@ def test_after_a_failure_the_next_call_connects_anew() -> None:
             raise OperationalError("gone")
         return block.rows
 
-    def connect() -> link.Link:
+    def connect(served: bool) -> link.Link:
         opened.append(1)
         return link.Link(None, insert, "there", lambda: None)
 
@@ -166,6 +166,24 @@ def test_after_a_failure_the_next_call_connects_anew() -> None:
         store.insert([samples.event("s", 1)])
     store.insert([samples.event("s", 1)])
     assert len(opened) == 2
+
+
+def test_who_had_the_service_does_not_lock_it_out(tmp_path: Path) -> None:
+    """The service dies and starts again; in between, nobody else opens its folder."""
+    settings = Settings(data=tmp_path)
+    with pytest.raises(Unavailable, match="is not served now; start `verbatim store`"):
+        open_store(settings, "reader", embed=False)
+    with serving(tmp_path) as process:
+        store = open_store(settings, "writer")
+        store.insert([samples.event("kept", 9)])
+        process.kill()
+        process.wait()
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            store.last_position("kept")
+    with serving(tmp_path):
+        assert store.last_position("kept") == 9
+    store.close()
 
 
 def test_a_link_that_is_dropped_in_use_is_closed_by_its_last_user() -> None:

@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
 
 from appliance.errors import MalformedInput
 from appliance.model import Coverage, Direction, Ending, Identity
@@ -11,6 +12,7 @@ from appliance.store import query, streams, times, unfinished
 from appliance.store.client import Store
 from appliance.store.query import SessionFilter
 from tests.store import samples
+from tests.store.test_language import queries
 
 EVENTS = 5_000_000  # first position, and nanoseconds after the start, of the events here
 
@@ -418,6 +420,15 @@ def test_odd_words_find_nothing_and_break_nothing(store: Store, text: str) -> No
     for asked in (quoted, f"subject:{quoted}", f"finding:{quoted}", f"path:{quoted}"):
         page = query.search(store, asked, samples.started(500), samples.started(508))
         assert not {(507, 1)} & set(zip(ids(page), [hit["seq"] for hit in page.items], strict=True))
+
+
+@given(queries)
+@settings(max_examples=60, deadline=None)
+def test_what_compiles_runs(store: Store, text: str) -> None:
+    try:
+        query.search(store, text, limit=1)
+    except MalformedInput:
+        return
 
 
 def test_sessions_stored_as_open_can_be_closed(store: Store) -> None:

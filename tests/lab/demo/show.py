@@ -109,12 +109,12 @@ def refusals(console: Console, recorded: Recorded) -> None:
         console.print(Text("  ✋ ", style="yellow").append_text(safe(event["text"])))
 
 
-def output(console: Console, command: str, text: str, lines: int = 24) -> None:
+def output(console: Console, command: str, text: str, lines: int = 48) -> None:
     """A command and what it printed, as it printed it (it makes its own output safe)."""
     console.print(Text(f"$ {command}", style="bold"))
     printed = text.rstrip("\n").split("\n")
     for line in printed[:lines]:
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(line.rstrip()), soft_wrap=True)
     if len(printed) > lines:
         console.print(Text(f"… {len(printed) - lines} more lines", style="dim"))
 

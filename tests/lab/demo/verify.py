@@ -46,9 +46,9 @@ def read_back(appliance: Appliance, work: Work) -> Recorded:
 
     def all_there() -> list[dict[str, Any]] | None:
         sessions = [s for run in (RUN, SECOND_RUN) for s in appliance.sessions(run_id=run)]
-        ended = [s for s in sessions if s["ending"] != "open"]
-        count = {name: sum(s["protocol"] == name for s in ended) for name in ("postgres", "http1", "tls", "dns")}
+        count = {name: sum(s["protocol"] == name for s in sessions) for name in ("postgres", "http1", "tls", "dns")}
         enough = count["postgres"] >= 3 and count["http1"] >= 3 and count["tls"] >= 1 and count["dns"] >= 1
+        enough = enough and all(s["ending"] != "open" for s in sessions)
         return sorted(sessions, key=lambda s: str(s["started"])) if enough and _refusals(appliance, work) else None
 
     sessions = until(all_there, "everything is in the store", RECORDED_SECONDS, LOOK)

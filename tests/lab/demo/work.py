@@ -54,7 +54,8 @@ def work(lab: Lab, appliance: Appliance, say: Say) -> Work:
 
     say("agent1", "curl https://idp.lab.test/token -d grant_type=…token-exchange …   # acts for alice")
     token = tokens.exchange("agent-one", tokens.log_in("alice"), lab.token("agent-one"))
-    say("agent1", f"curl --cacert verbatim-ca.crt -X POST {appliance.url()}/v1/leases -H 'Authorization: Bearer …'")
+    say("agent1", f"curl -k -o verbatim-ca.crt {appliance.url()}/v1/ca.crt   # SHA-256 {appliance.fingerprint[:16]}… ✓")
+    say("agent1", f"curl --cacert verbatim-ca.crt -H @token --json @run.json {appliance.url()}/v1/leases")
     with Task(appliance, 1, token, RUN) as first:
         done = Work(first, first, token, token, refused=refused)
         _first(done, lab, say)

@@ -21,9 +21,9 @@ DOMAIN = "lab.test"
 
 @dataclass(frozen=True)
 class Opening:
-    """A port that agents may reach. `unbound`: without a lease too."""
+    """A port that agents may reach; 0 is any. `unbound`: without a lease too."""
 
-    protocol: Literal["tcp", "udp"]
+    protocol: Literal["tcp", "udp", "any"]
     port: int
     unbound: bool = False
 

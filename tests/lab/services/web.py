@@ -57,7 +57,7 @@ http {{
 class Web(Service):
     name: ClassVar[str] = "web"
     number: ClassVar[int] = 20
-    openings: ClassVar = (Opening("tcp", 80), Opening("tcp", 443))
+    openings: ClassVar = (Opening("any", 0),)  # the whole host, and so what speaks QUIC too
 
     download: bytes  # what GET /download.bin answers: bytes that no one can guess or compress
 
