@@ -88,8 +88,10 @@ class Postgres:
             self._past_start = True
             self._shared.requests.lose()
             if direction is Direction.SERVER:
-                self._asked = None
                 out += self._server.lose()
+                if self._asked is not None:  # the answer is lost: the client's next message tells
+                    self._asked = None
+                    self._read_client(out)
             else:
                 out += self._client.lose()
         return out
@@ -120,12 +122,14 @@ class Postgres:
             self._read_start(out)
         elif half.mode is Mode.ANSWER:
             self._read_answer(out)
-        if half.mode is not Mode.STARTUP and half.mode is not Mode.ANSWER:
+        if self.successor is None and half.mode is not Mode.STARTUP and half.mode is not Mode.ANSWER:
             for frame in half.typed():
                 self._take(direction, frame, out)
-        client, server = self._halves[Direction.CLIENT], self._halves[Direction.SERVER]
-        client.guarded = client.guarded and not self._shared.authenticated
-        server.guarded = server.guarded and not self._shared.ready
+        if self._shared.authenticated and self._shared.released is None:
+            self._halves[Direction.CLIENT].release()
+            self._shared.released = self._halves[Direction.CLIENT].released
+        if self._shared.ready:
+            self._halves[Direction.SERVER].release()
         self._redactions(direction, out)
         return out
 
@@ -169,10 +173,15 @@ class Postgres:
             if answer != "N":
                 self._end_clear(asked if fits else None)
                 return
+        self._read_client(out)
+
+    def _read_client(self, out: Output) -> None:
+        """What the client sent without waiting for the answer."""
         self._read_start(out)
-        if self._halves[Direction.CLIENT].mode is Mode.TYPED:
-            for early in self._halves[Direction.CLIENT].typed():
-                self._take(Direction.CLIENT, early, out)
+        half = self._halves[Direction.CLIENT]
+        if half.mode is not Mode.STARTUP:
+            for frame in half.typed():
+                self._take(Direction.CLIENT, frame, out)
         self._redactions(Direction.CLIENT, out)
 
     def _end_clear(self, encryption: str | None) -> None:

@@ -229,6 +229,8 @@ class ClientSide:
     def _password(self, frame: Frame, out: list[Any]) -> None:
         """The type p has four meanings; only SCRAM's is harmless."""
         shared = self._shared
+        if shared.released is not None and frame.start >= shared.released:
+            raise ValueError("a password after log-in")
         mechanism = fields.scram(frame.body) if shared.method not in ("password", "md5") and not frame.cut else None
         flags: tuple[str, ...] = ()
         if mechanism is None:

@@ -125,7 +125,7 @@ def error_fields(body: bytes, codec: str, cut: bool) -> dict[str, str]:
         if code == "S":
             fields.setdefault("severity", value)
         else:
-            fields[ERROR_FIELDS.get(code, code)] = value
+            fields[ERROR_FIELDS.get(code) or f"field_{ord(code)}"] = value
     if not fields or (at >= len(body) and not cut):
         raise ValueError("error fields without their end")
     return fields

@@ -14,9 +14,9 @@ the connection ends the dissection.
 A message over `MAX_MESSAGE` is not buffered: its head comes out once all of it has passed, `cut`. So does a message
 with a gap inside, which ends where its length says, and one that the end of the stream cuts off.
 
-While a half is `guarded`, credentials may come: `sensitive` names the message types that may hold one, with the number
-of bytes from the message's start that are harmless. `secrets` collects ranges to redact: those that the caller names by
-`redact`, and by itself those of cut messages and of bytes that passed unread.
+Until a half is told by `release` that log-in is over, credentials may come: `sensitive` names the message types that
+may hold one, with the number of bytes from the message's start that are harmless. `secrets` collects ranges to redact:
+those that the caller names by `redact`, and by itself those of cut messages and of bytes that passed unread.
 """
 
 import re
@@ -87,7 +87,7 @@ class Half:
     def __init__(self, offset: int, mode: Mode, known: bytes, sensitive: Mapping[int, int]) -> None:
         self.mode = mode
         self.secrets: list[tuple[int, int]] = []
-        self.guarded = True
+        self.released: int | None = None  # offset from which on no credential comes
         self._known = known
         self._sensitive = dict(sensitive)
         self._offset = offset  # of the first byte of _buffer
@@ -181,7 +181,9 @@ class Half:
         return self._offset + self._harmless()
 
     def redact(self, start: int, end: int) -> None:
-        """These bytes are a credential. No more than `MAX_REDACTED` in all."""
+        """These bytes are a credential, as far as they came before the release; `MAX_REDACTED` in all."""
+        if self.released is not None:
+            end = min(end, self.released)
         size = min(end - start, self._budget)
         if size > 0:
             self._budget -= size
@@ -250,6 +252,16 @@ class Half:
             self._buffer = bytearray(data[at:])
         return frames
 
+    def release(self) -> None:
+        """Log-in is over. Bytes that came before this and were not read yet may still be of it."""
+        if self.released is None:
+            self.released = self.received
+
+    @property
+    def _guarded(self) -> bool:
+        """Whether the next byte to be read may be a credential's."""
+        return self._budget > 0 and (self.released is None or self._offset < self.released)
+
     def ignore(self) -> None:
         """Read nothing any more."""
         self.mode = Mode.IGNORED
@@ -278,7 +290,7 @@ class Half:
     def _degrade(self, frames: list[Frame], kind: int, start: int, ts_ns: int) -> None:
         frames.append(Frame(INSANE, bytes((kind,)), start, start + HEADER, ts_ns, self._now_ns))
         self.mode = Mode.IGNORED
-        self._tainted = kind in self._sensitive and self.guarded
+        self._tainted = kind in self._sensitive and self._guarded
         if self._tainted:
             self.redact(start + HEADER, self.received)
 
@@ -300,13 +312,15 @@ class Half:
     def _harmless(self) -> int:
         """How many of the buffered bytes cannot be a credential."""
         size = len(self._buffer)
-        if not size or not self.guarded or not self._budget:
+        if not size or not self._guarded:
             return size
         if self.mode is Mode.TYPED:
             return min(self._sensitive.get(self._buffer[0], size), size)
-        if self.mode is Mode.STARTUP and size >= 8:
-            return size if self._buffer[4:8] != CANCEL else min(12, size)
-        return 0
+        if self.mode is not Mode.STARTUP or size < 8:
+            return 0
+        if self._buffer[4:8] == CANCEL:
+            return min(12, size)
+        return min(int.from_bytes(self._buffer[:4], "big"), size) if self._buffer[4:6] == b"\0\3" else 0
 
     def _redact_buffered(self) -> None:
         self.redact(self._offset + self._harmless(), self.received)
@@ -323,7 +337,7 @@ class Half:
 
     def _pass(self, size: int) -> None:
         assert self._head is not None  # there is nothing to skip without it
-        if self.guarded and self._head.kind in self._sensitive:
+        if self._head.kind in self._sensitive:
             self.redact(self._offset, self._offset + size)
         self._skip -= size
         self._offset += size
@@ -352,8 +366,7 @@ class Half:
             self.ignore()
 
     def _pass_over(self, size: int) -> None:
-        if self.guarded:
-            self.redact(self._offset, self._offset + size)
+        self.redact(self._offset, self._offset + size)
         self._searched += size
         self._offset += size
         del self._buffer[:size]

@@ -85,7 +85,7 @@ class ServerSide:
             assert last is not None
             said = "\n".join(f"{name}={value}" for name, value in self._parameters.items())
             whole = first._replace(end=last.end, end_ns=last.end_ns)
-            out.append(_said("parameters", whole, said, dict(self._parameters)))
+            out.append(_said("parameters", whole, said, {"parameters": dict(self._parameters)}))
             self._parameters.clear()
             self._parameters_from = self._parameters_to = None
         if self._copy is not None and kind != _COPY_DATA:

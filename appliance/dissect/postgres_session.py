@@ -15,6 +15,7 @@ class Shared:
         self.requests = Requests()
         self.portals: Names[Bound] = Names()
         self.authenticated = False
+        self.released: int | None = None  # offset from which on the client's bytes are no password
         self.ready = False  # the server was, once
         self.method: str | None = None  # of authentication, that the server asked for
         self.asked: int | None = None  # start of the server's message that asked for it

@@ -6,6 +6,7 @@ Nothing here may run before a fork: a forked child's queries hang.
 import fcntl
 import os
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -97,9 +98,17 @@ class Handle:
         result = self._connection.query(sql, form, params=params or {})
         return bytes(result.bytes() or b"")
 
-    def stream(self, sql: str, form: str, params: dict[str, str]) -> Any:
-        """Run one SELECT; the result is iterated over in blocks and must be closed before the handle is used again."""
-        return self._connection.send_query(sql, form, params=params)
+    def stream(self, sql: str, form: str, params: dict[str, str]) -> Generator[bytes, None, None]:
+        """Run one SELECT block by block. Exhaust or close it before the handle is used again. Raises RuntimeError."""
+        with self._connection.send_query(sql, form, params=params) as blocks:
+            while True:
+                try:
+                    block = blocks.fetch()
+                except Exception as error:  # chDB's own class
+                    raise RuntimeError(str(error)) from error
+                if block is None:
+                    return
+                yield bytes(block.bytes())
 
     def insert(self, block: Block) -> int:
         """Insert the block exactly once; return the number of rows that the engine took."""

@@ -13,7 +13,7 @@ import threading
 import uuid
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -296,21 +296,19 @@ class Handler(BaseHTTPRequestHandler):
         self, handle: Handle, statement: str, form: str, values: dict[str, str], headers: dict[str, str]
     ) -> None:
         """Send block by block; what fails before the first block is still an ordinary error."""
-        with handle.stream(statement, form, values) as blocks:
-            first = next(blocks, None)
+        with closing(handle.stream(statement, form, values)) as blocks:
+            block = next(blocks, None)
             tag = uuid.uuid4().hex[:16]
             self._start(200, headers | {"Transfer-Encoding": "chunked", "X-ClickHouse-Exception-Tag": tag})
-            block = first
-            while block is not None:
-                self._chunk(bytes(block.bytes()))
-                try:
+            try:
+                while block is not None:
+                    self._chunk(block)
                     block = next(blocks, None)
-                except Exception as error:  # the engine's; the headers are gone, so it follows the data
-                    text = str(error)
-                    message = f"__exception__\r\n{tag}\r\n{text}\n{len(text) + 1} {tag}\r\n__exception__\r\n"
-                    self._chunk(message.encode("utf-8", "replace"))
-                    self.close_connection = True
-                    break
+            except RuntimeError as error:  # the engine's; the headers are gone, so it follows the data
+                text = str(error)
+                message = f"__exception__\r\n{tag}\r\n{text}\n{len(text) + 1} {tag}\r\n__exception__\r\n"
+                self._chunk(message.encode("utf-8", "replace"))
+                self.close_connection = True
             self.wfile.write(b"0\r\n\r\n")
             self.wfile.flush()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
+import httpx2 as httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
@@ -46,6 +46,11 @@ def mount_bpffs() -> None:
 
 def _fingerprint(pem: bytes) -> str:
     return x509.load_pem_x509_certificate(pem).fingerprint(hashes.SHA256()).hex()
+
+
+def _unless_unavailable(answer: httpx.Response) -> httpx.Response | None:
+    """None for an answer that says to try again: a part of the appliance is just being restarted."""
+    return None if answer.status_code == 503 else answer
 
 
 def toml(values: Mapping[str, Any], name: str = "") -> Iterator[str]:
@@ -236,7 +241,7 @@ class Appliance:
             with httpx.Client(verify=trust, trust_env=False, timeout=30) as client:
                 return client.get(self.url() + path, params=query, headers=bearer | dict(headers or {}))
 
-        answer = self.lab.gateway.call(ask)
+        answer = until(lambda: _unless_unavailable(self.lab.gateway.call(ask)), f"an answer to GET {path}", 30, 0.1)
         answer.raise_for_status()
         return answer
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from urllib.parse import urlencode
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from appliance.errors import Refused

@@ -1,0 +1,122 @@
+"""One direction's framing: where to go on behind a gap, how much is held."""
+
+import struct
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appliance.dissect.postgres_frames import (
+    CLIENT_TYPES,
+    HEADER,
+    INSANE,
+    LOST,
+    MAX_MESSAGE,
+    MAX_SEARCH,
+    SERVER_TYPES,
+    Half,
+    Mode,
+    search,
+)
+from tests.dissect.postgres_bytes import IDLE, SYNC, done, query, row, typed
+
+
+def half(known: bytes = SERVER_TYPES) -> Half:
+    return Half(0, Mode.TYPED, known, {})
+
+
+@pytest.mark.parametrize(
+    ("data", "known", "place"),
+    [
+        (b"tail of a row" + row(b"1") + IDLE, SERVER_TYPES, (13, 0)),
+        (IDLE, SERVER_TYPES, (0, 0)),
+        (b"xyz" + SYNC, CLIENT_TYPES, (3, 0)),
+        (b"xyz" + query("SELECT 1"), CLIENT_TYPES, (3, 0)),
+        (b"no message at all", SERVER_TYPES, (13, HEADER)),
+        (b"ab" + row(b"1234"), SERVER_TYPES, (2, 20)),  # who knows before the next one
+        (b"ab" + row(b"1234")[:-2], SERVER_TYPES, (2, 15)),
+        (b"Z\0\0\0\x05x" + row(b"1") + IDLE, SERVER_TYPES, (0, 0)),
+        (b"D\0\0\0\x02" + IDLE, SERVER_TYPES, (5, 0)),  # too short to be a message
+        (b"D\0\0\0\x05?????????" + IDLE, SERVER_TYPES, (14, 0)),  # nothing behind it
+        (b"", SERVER_TYPES, (0, HEADER)),
+    ],
+)
+def test_search(data: bytes, known: bytes, place: tuple[int, int]) -> None:
+    assert search(data, known) == place
+
+
+@given(st.binary(max_size=300))
+def test_search_always_gets_on(data: bytes) -> None:
+    place, need = search(data, SERVER_TYPES)
+    assert 0 <= place <= len(data)
+    assert need == 0 or need > len(data) - place
+
+
+def test_searching_hostile_bytes_takes_linear_time() -> None:
+    hostile = b"D\0\0\xff\xff" * (MAX_SEARCH // 5)
+    one = half()
+    one.gap(1, 0)
+    before = time.process_time()
+    frames = []
+    for at in range(0, len(hostile), 1448):
+        one.feed(hostile[at : at + 1448], 0)
+        frames += one.typed()
+    assert time.process_time() - before < 3
+    one.feed(b"x" * 70000, 0)
+    one.typed()
+    assert one.received - one._offset < 100_000
+
+
+def test_searching_ends() -> None:
+    one = half()
+    one.gap(1, 0)
+    one.feed(b"x" * (MAX_SEARCH + 10), 5)
+    (frame,) = one.typed()
+    assert (frame.kind, frame.start, frame.end) == (LOST, 1, MAX_SEARCH + 7)
+    assert one.mode is Mode.IGNORED
+    assert one.settled() == one.received
+
+
+def test_pieces_are_not_copied_again_and_again() -> None:
+    one = half()
+    data = b"D" + struct.pack("!I", MAX_MESSAGE - 1) + bytes(MAX_MESSAGE - 5)
+    before = time.process_time()
+    for at in range(0, len(data), 16):
+        one.feed(data[at : at + 16], at)
+        frames = one.typed()
+    assert time.process_time() - before < 2
+    (frame,) = frames
+    assert (frame.ts_ns, frame.end_ns, len(frame.body), frame.cut) == (0, MAX_MESSAGE - 16, MAX_MESSAGE - 5, False)
+
+
+def test_no_more_than_a_message_is_held() -> None:
+    one = half()
+    one.feed(b"D" + struct.pack("!I", 1 << 29), 0)
+    for _ in range(100):
+        one.feed(bytes(100_000), 0)
+        assert one.typed() == []
+        assert len(one.rest()) <= MAX_MESSAGE + 100_000
+    assert one.settled() == one.received
+    (frame,) = one.close(9)
+    assert (frame.start, frame.end, frame.cut) == (0, one.received, True)
+    assert len(frame.body) <= MAX_MESSAGE
+
+
+@pytest.mark.parametrize("kind", ["Z", "C", "K", "?"])
+def test_short_messages_are_short(kind: str) -> None:
+    one = half()
+    one.feed(typed(kind, bytes(40000)), 0)
+    assert [frame.kind for frame in one.typed()] == [INSANE]
+
+
+def test_times() -> None:
+    one = half()
+    data = done("A") + done("B") + done("C")
+    one.feed(data[:3], 10)
+    one.typed()
+    one.feed(data[3:12], 20)
+    first = one.typed()
+    one.feed(data[12:], 30)
+    times = [(frame.ts_ns, frame.end_ns) for frame in first + one.typed()]
+    assert times == [(10, 20), (20, 30), (30, 30)]
