@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from pathlib import Path
 
 import structlog
 import uvicorn
@@ -16,6 +17,7 @@ from pyroute2 import IPRoute
 from api import errors
 from api.deps import Parts
 from api.routes import ca, health, leases, records
+from api.server import CIPHERS, MAX_HEADERS, BodyLimit, Protocol, raise_file_limit
 from appliance import __version__, log
 from appliance.config import Settings
 from appliance.errors import MalformedInput
@@ -25,7 +27,6 @@ from appliance.status import publish, run_folder, withdraw
 from appliance.store.client import open_store
 from appliance.wire.control import Client
 
-MAX_HEADERS = 32 * 1024
 SHUTDOWN_SECONDS = 5
 
 
@@ -50,6 +51,7 @@ def create(parts: Parts) -> FastAPI:
         responses={"default": {"model": errors.ErrorBody}},
     )
     app.state.parts = parts
+    app.add_middleware(BodyLimit)
     errors.install(app)
     for router in (health.router, ca.router, leases.router, records.router):
         app.include_router(router)
@@ -59,27 +61,36 @@ def create(parts: Parts) -> FastAPI:
 def run(settings: Settings) -> None:
     """Serve until SIGTERM. Raises `MalformedInput` when an address cannot be listened on."""
     log.configure(settings.log_level)
+    raise_file_limit()
     ours = authority.load_or_create(settings.data, settings.node)
     certificate, key = authority.api_certificate(ours, settings.data, names(settings))
     wire = Client(run_folder(settings.data) / "wire.sock")
     with open_store(settings, "reader") as store:
         app = create(Parts(settings, Verifier(settings.issuers), ours, store, wire))
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            h11_max_incomplete_event_size=MAX_HEADERS,
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            ssl_certfile=str(certificate),
-            ssl_keyfile=str(key),
-            ssl_version=ssl.PROTOCOL_TLS_SERVER,
-            loop="uvloop",
-        )
         sockets = [listen(address) for address in settings.api.listen]
         structlog.get_logger().info("api listens", addresses=list(settings.api.listen), ca=ours.fingerprint)
-        uvicorn.Server(config).run(sockets=sockets)
+        server(app, certificate, key).run(sockets=sockets)
+
+
+def server(app: FastAPI, certificate: Path, key: Path) -> uvicorn.Server:
+    """HTTPS only, bounded (`api/server.py`)."""
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEADERS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        ssl_certfile=str(certificate),
+        ssl_keyfile=str(key),
+        ssl_version=ssl.PROTOCOL_TLS_SERVER,
+        ssl_ciphers=CIPHERS,
+        loop="uvloop",
+    )
+    return uvicorn.Server(config)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -6,8 +6,8 @@
     ├── DamagedEvidence   something recorded cannot be read back as it was written
     └── Unavailable       a part that is needed does not answer (it may later)
 
-A message names the thing, the reason and, after a semicolon, the remedy. Messages reach people who must not see secrets:
-they never carry captured bytes, tokens or passwords.
+A message names the thing, the reason and, after a semicolon, the remedy. Messages reach people who must not see
+secrets: they never carry captured bytes, tokens or passwords.
 """
 
 

@@ -148,11 +148,11 @@ class Recorder:
         self._snapshot_if_due()
         return not self.fault
 
-    def finish(self) -> bool:
+    def finish(self, *, snapshot: bool = True) -> bool:
         """Store what is read, and write a snapshot. False: the store does not take it; nothing is lost by that."""
         if not self._flush():
             return False
-        if self._assembler is not None and self._begun:
+        if snapshot and self._assembler is not None and self._begun:
             self.write_snapshot()
         return True
 
@@ -433,7 +433,7 @@ def drain(settings: Settings, folder: Path, store: Sink, progress: Progress) -> 
             if not busy and not recorder.closed:
                 raise DamagedEvidence(f"{folder}: the journal has no end; ingest the file again")
         deadline = time.monotonic() + PATIENCE
-        while not recorder.finish():
+        while not recorder.finish(snapshot=False):  # it would be removed a moment later
             if time.monotonic() > deadline:
                 raise Unavailable(recorder.fault)
             time.sleep(POLL)

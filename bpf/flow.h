@@ -170,6 +170,19 @@ static __always_inline int ask_leases(struct __sk_buff *skb, struct scratch *s, 
 	return reason;
 }
 
+/* Who answers from behind an agent-facing interface is an agent, and needs a lease of its own there: else it could answer
+ * in the name of any server. */
+static __always_inline int is_impostor(struct __sk_buff *skb, struct scratch *s)
+{
+	struct record *record = &s->record;
+	struct lease *lease;
+
+	if (s->role != ROLE_AGENT || record->side == SIDE_CLIENT || s->related || record->flags & RECORD_F_UNBOUND)
+		return 0;
+	lease = bpf_map_lookup_elem(MAP(MAP_LEASES), s->key.source);
+	return !lease || lease->expires <= record->time || (lease->ifindex && lease->ifindex != skb->ifindex);
+}
+
 /* Take leave of the flow that a SYN replaces. */
 static __always_inline int close_former(struct scratch *s, struct flow *former)
 {
@@ -227,6 +240,8 @@ static __always_inline int admit(struct __sk_buff *skb, struct scratch *s, struc
 		reason = ask_rules(s, &unbound);
 	if (!reason)
 		reason = ask_leases(skb, s, flow, unbound);
+	if (!reason && is_impostor(skb, s))
+		reason = REASON_IMPOSTOR;
 	if (!reason && former)
 		reason = close_former(s, former);
 	if (reason || flow)

@@ -140,7 +140,8 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct scratch *s)
 	record->family = 6;
 	__builtin_memcpy(record->source, &ip->saddr, 16);
 	__builtin_memcpy(record->destination, &ip->daddr, 16);
-	if (ip->version != 6)
+	/* Addresses of IPv4 in IPv6's notation have no place on a wire, and would pass for the agent's IPv4 address. */
+	if (ip->version != 6 || is_mapped(record->source) || is_mapped(record->destination))
 		return REASON_MALFORMED;
 	length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 	if (length == sizeof(*ip) && skb->gso_size)

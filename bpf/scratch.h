@@ -77,6 +77,13 @@ static __always_inline void map_ipv4(__u8 *to, __be32 address)
 	__builtin_memcpy(to + 12, &address, 4);
 }
 
+static __always_inline int is_mapped(const __u8 *address)
+{
+	const __u32 *words = (const __u32 *)address;
+
+	return !words[0] && !words[1] && words[2] == bpf_htonl(0xffff);
+}
+
 /* Both are members of the scratch value, at multiples of 8. clang would call a memcmp that is not there. */
 static __always_inline int same_address(const __u8 *a, const __u8 *b)
 {

@@ -9,6 +9,8 @@
 
 #define TCP_WINDOW_SCALE 3
 #define WINDOW_SCALE_MAX 14 /* RFC 7323 section 2.3 */
+#define ICMP_ERROR_MAX 576 /* bytes of the packet that carries an error: RFC 1812 section 4.3.2.3 */
+#define ICMPV6_ERROR_MAX 1280 /* RFC 4443 section 2.4 (c) */
 
 static __always_inline int parse_tcp(struct __sk_buff *skb, struct scratch *s)
 {
@@ -53,8 +55,9 @@ static __always_inline int parse_udp(struct __sk_buff *skb, struct scratch *s)
 
 	if (LOAD(skb, s->transport, s, sizeof(*udp)))
 		return REASON_MALFORMED;
+	/* Bytes between the datagram's end and the packet's would pass without being part of what is said. */
 	length = bpf_ntohs(udp->len);
-	if (length < sizeof(*udp) || s->transport + length > s->end)
+	if (length < sizeof(*udp) || s->transport + length != s->end)
 		return REASON_MALFORMED;
 	s->key.source_port = bpf_ntohs(udp->source);
 	s->key.destination_port = bpf_ntohs(udp->dest);
@@ -126,6 +129,9 @@ static __always_inline int parse_icmp_error(struct __sk_buff *skb, struct scratc
 	__u8 protocol;
 	int reason;
 
+	/* What it quotes is not kept with the session: so it is no way to carry much. */
+	if (s->record.length > (s->record.family == 4 ? ICMP_ERROR_MAX : ICMPV6_ERROR_MAX))
+		return REASON_MALFORMED;
 	reason = parse_inner_ip(skb, s, &offset, &protocol);
 	if (reason)
 		return reason;

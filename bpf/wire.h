@@ -34,6 +34,7 @@ enum reason {
 	REASON_NO_FLOW = 4,       /* from upstream, no flow known */
 	REASON_MALFORMED = 5,
 	REASON_FRAGMENT = 6,
+	REASON_IMPOSTOR = 7,      /* an answer from an agent-facing interface, and no lease of the server behind it */
 	REASON_LAST_SILENT = 15,
 	REASON_NO_LEASE = 16,
 	REASON_LEASE_EXPIRED = 17,

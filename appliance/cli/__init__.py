@@ -4,6 +4,7 @@ Every verb takes `--json`: one JSON object a line on standard output and nothing
 Exit codes: 0 done; 1 refused, not found or damaged; 2 wrong usage or malformed input; 3 a needed part does not answer.
 """
 
+import errno
 import sys
 
 import typer
@@ -11,6 +12,11 @@ import typer
 from appliance import __version__
 from appliance.cli import lease, records, services
 from appliance.errors import MalformedInput, Unavailable, VerbatimError
+
+PATHS = frozenset(  # errors of a path that was named wrongly
+    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+    + (errno.EACCES, errno.EPERM, errno.EROFS)
+)
 
 app = typer.Typer(
     name="verbatim",
@@ -50,3 +56,9 @@ def main() -> None:
     except VerbatimError as error:
         print(f"verbatim: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2 if isinstance(error, MalformedInput) else 3 if isinstance(error, Unavailable) else 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room" if full else "check the path and who may use it"
+        print(f"verbatim: {where}{error.strerror or error}; {remedy}", file=sys.stderr)  # noqa: T201
+        sys.exit(2 if error.errno in PATHS else 3)

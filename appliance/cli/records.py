@@ -2,7 +2,7 @@
 
 import base64
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -16,14 +16,20 @@ from appliance.config import Settings
 from appliance.errors import MalformedInput, Refused
 from appliance.model import Direction
 from appliance.replay import pcapng, terminal
+from appliance.replay.text import printable
 from appliance.store import query
 from appliance.store.client import Store, open_store
 
-PAGE = 500  # rows fetched at a time
+PAGE = 500  # messages fetched at a time
+LISTED = query.MAX_LIMIT // 2  # sessions and events fetched at a time: each page costs a look at all of them
 SHOWN = 100  # rows printed unless --limit says more
+KEPT = ("store", "journal", "state", "run", "keys")  # one of these is in every data folder
 
 Session = Annotated[str, typer.Argument(metavar="SESSION", help="Session id, as 'verbatim sessions' prints it.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most so many.")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help=f"At most so many; without: {SHOWN}, all with --json."),
+]
 Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="RFC 3339, or 15m, 2h, 7d ago.")]
 Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="RFC 3339, or 15m, 2h, 7d ago.")]
 
@@ -66,7 +72,7 @@ def ingest(
     if json:
         emit(summary.to_json())
     else:
-        console.print(summary.sentence())
+        console.print(printable(summary.sentence()))
 
 
 def sessions(
@@ -78,7 +84,7 @@ def sessions(
     finding: Annotated[str, typer.Option(help="For example gap or overlap.")] = "",
     since: Since = None,
     until: Until = None,
-    limit: Limit = SHOWN,
+    limit: Limit = None,
     config_file: Config = None,
     data: Data = None,
     json: Json = False,
@@ -95,11 +101,11 @@ def sessions(
         until=until,
     )
     with _reader(config_file, data) as store:
-        found = list(_pages(lambda size, cursor: query.sessions(store, filters, size, cursor), limit))
-    if json:
-        for session in found:
-            emit(session)
-        return
+        rows = _pages(lambda size, cursor: query.sessions(store, filters, size, cursor), limit, json)
+        if json:
+            _emit_all(rows)
+            return
+        found = list(rows)
     columns = ("session", "started", "who", "from", "to", "protocol", "bytes ↑ ↓", "coverage", "findings")
     table(columns, (_row(session) for session in found))
     _more(len(found), limit, "sessions")
@@ -143,18 +149,18 @@ def search(
     terms: Annotated[str, typer.Argument(metavar="QUERY", help='Words, "phrases", field:value, AND, OR, NOT, ranges.')],
     since: Since = None,
     until: Until = None,
-    limit: Limit = SHOWN,
+    limit: Limit = None,
     config_file: Config = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
     """Search what was said, newest first: verbatim search 'protocol:postgres AND customers'."""
     with _reader(config_file, data) as store:
-        hits = list(_pages(lambda size, cursor: query.search(store, terms, since, until, size, cursor), limit))
-    if json:
-        for hit in hits:
-            emit(hit)
-        return
+        rows = _pages(lambda size, cursor: query.search(store, terms, since, until, size, cursor), limit, json, PAGE)
+        if json:
+            _emit_all(rows)
+            return
+        hits = list(rows)
     columns = ("time", "session", "who", "protocol", "kind", "found")
     table(columns, (_hit(hit) for hit in hits))
     _more(len(hits), limit, "messages")
@@ -165,18 +171,18 @@ def events(
     address: Annotated[str, typer.Option(help="The agent's.")] = "",
     since: Since = None,
     until: Until = None,
-    limit: Limit = SHOWN,
+    limit: Limit = None,
     config_file: Config = None,
     data: Data = None,
     json: Json = False,
 ) -> None:
     """List what happened outside of sessions: refusals, leases, restarts, gaps."""
     with _reader(config_file, data) as store:
-        found = list(_pages(lambda size, cursor: query.events(store, kind, address, since, until, size, cursor), limit))
-    if json:
-        for event in found:
-            emit(event)
-        return
+        rows = _pages(lambda size, cursor: query.events(store, kind, address, since, until, size, cursor), limit, json)
+        if json:
+            _emit_all(rows)
+            return
+        found = list(rows)
     table(("time", "kind", "address", "what"), ((e["time"][:23], e["kind"], e["address"], e["text"]) for e in found))
     _more(len(found), limit, "events")
 
@@ -227,6 +233,8 @@ def _reader(config_file: Path | None, data: Path | None) -> Store:
     settings: Settings = config.load(config_file, data=data)
     if not settings.store.url and not settings.data.is_dir():
         raise MalformedInput(f"{settings.data}: no such folder; name the appliance's data folder with --data")
+    if not settings.store.url and not any((settings.data / name).exists() for name in KEPT):
+        raise MalformedInput(f"{settings.data}: nothing is recorded there; name the appliance's folder with --data")
     return open_store(settings, "reader")
 
 
@@ -245,15 +253,24 @@ def _messages(store: Store, session: UUID) -> Iterator[dict[str, Any]]:
         after = page.cursor
 
 
-def _pages(fetch: Callable[[int, str | None], query.Page], limit: int) -> Iterator[dict[str, Any]]:
+def _pages(
+    fetch: Callable[[int, str | None], query.Page], limit: int | None, json: bool, size: int = LISTED
+) -> Iterator[dict[str, Any]]:
+    """`limit` None: enough for a screen, or everything for a program, which could not tell that there is more."""
+    left = limit if limit is not None else None if json else SHOWN
     cursor: str | None = None
-    while limit > 0:
-        page = fetch(min(limit, PAGE), cursor)
+    while left is None or left > 0:
+        page = fetch(size if left is None else min(left, size), cursor)
         yield from page.items
-        limit -= len(page.items)
+        left = None if left is None else left - len(page.items)
         cursor = page.cursor
         if cursor is None:
             return
+
+
+def _emit_all(rows: Iterable[dict[str, Any]]) -> None:
+    for row in rows:
+        emit(row)
 
 
 def _who(identity: dict[str, Any]) -> str:
@@ -285,8 +302,8 @@ def _hit(hit: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _more(count: int, limit: int, what: str) -> None:
+def _more(count: int, limit: int | None, what: str) -> None:
     if count == 0:
         errors.print(f"no {what}")
-    elif count >= limit:
+    elif count >= (limit or SHOWN):
         errors.print(f"the first {count} {what}; --limit shows more")

@@ -77,10 +77,14 @@ class Postgres:
         return postgres_fields.detect(client, server)
 
     def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
+        if self.successor is not None:
+            return []
         self._halves[direction].feed(data, ts_ns)
         return self._read(direction)
 
     def gap(self, direction: Direction, length: int, ts_ns: int) -> Output:
+        if self.successor is not None:
+            return []
         half = self._halves[direction]
         half.gap(length, ts_ns)
         out = self._read(direction)
@@ -98,6 +102,8 @@ class Postgres:
 
     def close(self, direction: Direction, ts_ns: int) -> Output:
         out: Output = []
+        if self.successor is not None:
+            return out
         for frame in self._halves[direction].close(ts_ns):
             self._take(direction, frame, out)
         out += self._client.end() if direction is Direction.CLIENT else self._server.end()
@@ -115,8 +121,6 @@ class Postgres:
 
     def _read(self, direction: Direction) -> Output:
         out: Output = []
-        if self.successor is not None:
-            return out
         half = self._halves[direction]
         if half.mode is Mode.STARTUP:
             self._read_start(out)
@@ -223,10 +227,12 @@ class Postgres:
         half = self._halves[Direction.CLIENT]
         code, rest = frame.body[:4], frame.body[4:]
         if code in (SSL, GSS) and not rest:
-            self._asked = "tls" if code == SSL else "gss"
-            self._request = frame.start
-            self._halves[Direction.SERVER].mode = Mode.ANSWER
-            out.append(_client_message("negotiate", frame, self._asked, {"encryption": self._asked}))
+            encryption = "tls" if code == SSL else "gss"
+            server = self._halves[Direction.SERVER]
+            if server.mode is Mode.TYPED and server.first is None:  # what it sent unasked is no answer
+                self._asked, self._request = encryption, frame.start
+                server.mode = Mode.ANSWER
+            out.append(_client_message("negotiate", frame, encryption, {"encryption": encryption}))
         elif code == CANCEL:
             half.redact(frame.start + _CANCEL_KEY, frame.end)
             (pid,) = struct.unpack_from("!I", rest)

@@ -332,6 +332,7 @@ class Half:
         body = data[at + HEADER : min(upto, at + MAX_MESSAGE)]
         self._head = Frame(kind, body, start, start + 1 + length, self._ts_ns, 0, cut=True)
         self._skip = 1 + length - (upto - at)
+        self._need = HEADER
         self._offset = start + upto - at
         self._finish_skip()
 

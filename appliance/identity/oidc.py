@@ -90,35 +90,42 @@ class Keys:
 
         Raises `Refused` when the issuer has no such key, `Unavailable` when that cannot be found out.
         """
-        with self.lock:
-            now = self.clock()
-            if now - self.fetched > self.issuer.jwks_refresh and now - self.tried >= MIN_REFETCH:
-                self._refresh(now)
-            key = self._pick(key_id)
-            if key is None and now - self.tried >= MIN_REFETCH:
-                self._refresh(now)
-                key = self._pick(key_id)
-            if now - self.fetched > self.issuer.jwks_max_stale:
-                raise Unavailable(
-                    f"the keys of issuer {self.issuer.issuer} are not to be had ({self.failure or 'never fetched'}); "
-                    "try again when it answers"
-                )
-            if key is None:
-                raise Refused("token: signed with a key that its issuer does not publish; get a new token")
-            return key
+        key, now = self._pick(key_id), self.clock()
+        if key is None or now - self.fetched > self.issuer.jwks_refresh:
+            # One at a time asks the issuer. Who has a key that may be used does not wait for the answer to another.
+            usable = key is not None and now - self.fetched <= self.issuer.jwks_max_stale
+            if self.lock.acquire(blocking=not usable):
+                try:
+                    self._refresh_if_due(key_id)
+                finally:
+                    self.lock.release()
+            key, now = self._pick(key_id), self.clock()
+        if now - self.fetched > self.issuer.jwks_max_stale:
+            raise Unavailable(
+                f"the keys of issuer {self.issuer.issuer} are not to be had ({self.failure or 'never fetched'}); "
+                "try again when it answers"
+            )
+        if key is None:
+            raise Refused("token: signed with a key that its issuer does not publish; get a new token")
+        return key
 
     def _pick(self, key_id: str | None) -> Key | None:
         if key_id is None:
             return next(iter(self.by_id.values())) if len(self.by_id) == 1 else None
         return self.by_id.get(key_id)
 
-    def _refresh(self, now: float) -> None:
-        self.tried = now
+    def _refresh_if_due(self, key_id: str | None) -> None:
+        now = self.clock()
+        known = self._pick(key_id) is not None and now - self.fetched <= self.issuer.jwks_refresh
+        if known or now - self.tried < MIN_REFETCH:
+            return
         try:
             self.by_id = fetch_keys(self.issuer, self.fetch)
             self.fetched, self.failure = now, ""
         except Unavailable as error:
             self.failure = str(error)
+        finally:
+            self.tried = self.clock()  # from the end: an issuer that times out is not asked without a pause
 
 
 def fetch_keys(issuer: Issuer, fetch: Fetch = fetch_json) -> dict[str, Key]:

@@ -41,7 +41,7 @@ def _from_json(text: str) -> dict[str, Any]:
 
 def _from_pairs(text: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for pair in re.split(r",(?=[A-Za-z_]+=)", text.strip()):
+    for pair in re.split(r",(?=\s*[A-Za-z_]+\s*=)", text.strip()):
         name, equals, value = pair.partition("=")
         name = name.strip()
         if not equals:

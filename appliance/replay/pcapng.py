@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, BinaryIO, TypeAlias
 
-from dpkt import icmp, icmp6, ip, ip6, pcapng, tcp, udp
+from dpkt import ip, ip6, pcapng, tcp, udp
 
 from appliance.model import ChunkRow, Direction
 
@@ -76,7 +76,7 @@ def packets(
             yield chunk.ts_ns, wire.udp(chunk.direction, chunk.data)
     else:
         for chunk in stream:
-            yield chunk.ts_ns, wire.echo(chunk.direction, chunk.data)
+            yield chunk.ts_ns, wire.whole(chunk.direction, session["transport"], chunk.data)
 
 
 def _tcp(
@@ -89,10 +89,10 @@ def _tcp(
     yield started_ns, wire.tcp(client, tcp.TH_ACK)
     for chunk in chunks:
         for begin in range(0, len(chunk.data), SEGMENT):
-            wire.sent[chunk.direction] = chunk.offset + begin
             part = chunk.data[begin : begin + SEGMENT]
-            yield chunk.ts_ns, wire.tcp(chunk.direction, tcp.TH_ACK | tcp.TH_PUSH, part)
-            wire.sent[chunk.direction] += len(part)
+            at = chunk.offset + begin
+            yield chunk.ts_ns, wire.tcp(chunk.direction, tcp.TH_ACK | tcp.TH_PUSH, part, at)
+            wire.sent[chunk.direction] = max(wire.sent[chunk.direction], at + len(part))  # bytes may come late
             yield chunk.ts_ns, wire.tcp(chunk.direction.other, tcp.TH_ACK)
     if ending == "rst":
         yield ended_ns, wire.tcp(server, tcp.TH_RST | tcp.TH_ACK)
@@ -106,7 +106,7 @@ def _tcp(
 
 @dataclass(slots=True)
 class Wire:
-    """Makes the packets of one session; counts what each side has sent."""
+    """Makes the packets of one session; `sent`: how far each side has come in its stream."""
 
     client_address: str
     client_port: int
@@ -115,13 +115,14 @@ class Wire:
     started: bool = False
     sent: dict[Direction, int] = field(default_factory=lambda: {Direction.CLIENT: 0, Direction.SERVER: 0})
 
-    def tcp(self, direction: Direction, flags: int, data: bytes = b"") -> Packet:
+    def tcp(self, direction: Direction, flags: int, data: bytes = b"", at: int | None = None) -> Packet:
+        """A segment; `at`: the offset of its first byte, None: behind what its side has sent."""
         source, destination = self._ports(direction)
         syn = bool(flags & tcp.TH_SYN)
         segment = tcp.TCP(
             sport=source,
             dport=destination,
-            seq=0 if syn else self._next(direction),
+            seq=0 if syn else self._next(direction) if at is None else (1 + at) & 0xFFFFFFFF,
             ack=self._next(direction.other) if self.started else int(bool(flags & tcp.TH_ACK)),
             flags=flags,
             win=WINDOW,
@@ -137,12 +138,12 @@ class Wire:
             direction, ip.IP_PROTO_UDP, udp.UDP(sport=source, dport=destination, ulen=8 + len(data), data=data)
         )
 
-    def echo(self, direction: Direction, data: bytes) -> Packet:
-        """An ICMP message whose bytes were recorded whole."""
+    def whole(self, direction: Direction, transport: str, data: bytes) -> Packet:
+        """An ICMP message, or what IP carried of a protocol that has only a number; both were recorded whole."""
+        if transport != "icmp":
+            return self._packet(direction, int(transport), data)
         six = ":" in self.client_address
-        return self._packet(
-            direction, ip.IP_PROTO_ICMP6 if six else ip.IP_PROTO_ICMP, (icmp6.ICMP6 if six else icmp.ICMP)(data)
-        )
+        return self._packet(direction, ip.IP_PROTO_ICMP6 if six else ip.IP_PROTO_ICMP, data)
 
     def _next(self, direction: Direction) -> int:
         return (1 + self.sent[direction]) & 0xFFFFFFFF

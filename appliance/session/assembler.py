@@ -26,7 +26,7 @@ from appliance.wire.abi import RECORD_F_FRAGMENT, RECORD_F_RELATED, Flow, FlowEn
 from appliance.wire.clock import CLOCK
 from appliance.wire.records import records
 
-VERSION = 1  # of the pickled state
+VERSION = 2  # of the pickled state
 TICK_NS = 100_000_000
 MAX_IDENTITIES = 65536  # leases remembered
 LANES = frozenset(Lane)
@@ -92,6 +92,8 @@ class Assembler:
             elif frame.kind is FrameKind.OPEN:
                 self._open(frame, said, out)
             elif frame.kind is FrameKind.CLOSE and self.source != "wire":
+                self._fragments.give_up()
+                self._tell_fragments(frame_position(frame.number), out)
                 self._sessions.end_all(Ending.EOF, self.now, out)
         self.rows += len(out)
         return out
@@ -363,6 +365,9 @@ class Assembler:
         self._next_tick = self.now + TICK_NS
         self._sessions.tick(self.now, self.wall_ns, out)
         self._fragments.expire(self.now)
+        self._tell_fragments(position, out)
+
+    def _tell_fragments(self, position: int, out: list[Row]) -> None:
         if self._fragments.lost:
             out.append(events.fragments_lost(self._name, position, self.wall_ns, self._fragments.lost))
             self._fragments.lost = 0

@@ -75,5 +75,10 @@ class Fragments:
                 return
             self._drop(key)
 
+    def give_up(self) -> None:
+        """Nothing will come any more."""
+        while self._waiting:
+            self._drop(next(iter(self._waiting)))
+
     def _drop(self, key: tuple[bytes, bytes, int, int]) -> None:
         self.lost += len(self._waiting.pop(key).parts)

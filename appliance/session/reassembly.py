@@ -13,8 +13,9 @@ In: `syn`, `segment`, `end` (FIN), `acknowledge` (what the *other* side says of 
 - What the receiver can't have accepted does not make the stream jump: bytes beyond its window wait, and become `Stray`
   if they still wait when room is needed or the connection ends. In a `strict` stream (recorded before forwarding, so
   that no acknowledgement can be unknown) they are `Stray` at once.
-- Picked up midstream, the stream begins with the lowest sequence number seen within `HOLD_NS`, `HOLD_BYTES`, or before
-  the receiver's next acknowledgement; that byte has offset 0.
+- Picked up midstream, the stream begins with the lowest sequence number seen within `HOLD_NS`, `HOLD_BYTES`, or
+  `HOLE_NS` after the receiver's next acknowledgement (at once where the stream is strict); that byte has offset 0. A
+  SYN that comes within that time after all gives the exact start.
 - A keep-alive (RFC 1122 §4.2.3.6: at most one garbage octet, just before what is next) is not compared.
 - A FIN counts once the receiver acknowledged it. Bytes behind an unacknowledged FIN show that it was not real.
 """
@@ -25,8 +26,9 @@ from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stra
 from appliance.session.segments import Conflict, Segments, compare
 
 HISTORY = 64 * 1024  # delivered bytes kept for comparison with repetitions (up to twice as many for a moment)
-MAX_SEGMENTS = 4096  # that wait behind holes, per direction
-MAX_GAPS = 1024  # declared gaps that late bytes can still fill; older ones are forgotten
+OVERHEAD = 128  # bytes that a waiting segment costs beside its content; it counts against the buffer
+MAX_SEGMENTS = 1 << 15  # that wait behind holes, per direction
+MAX_GAPS = 1 << 16  # declared gaps that late bytes can still fill; older ones are forgotten
 HOLD_NS = 200_000_000
 HOLD_BYTES = 64 * 1024
 HOLE_NS = 50_000_000
@@ -71,7 +73,7 @@ class Stream:
         self.synchronised = False  # its SYN was seen
         self.started = False  # a segment of its own was seen, not only acknowledgements of it
         self.next = 0  # everything before was delivered or is a gap
-        self.top = 0  # highest offset seen, plus one
+        self.top = 0  # highest offset seen that the receiver may have taken, plus one
         self.acked = 0  # highest acknowledged offset; one more than `fin` when that is acknowledged
         self.edge: int | None = None  # right edge of the receiver's window, None while unknown
         self.fin: int | None = None  # offset at which the stream ends
@@ -97,9 +99,14 @@ class Stream:
         return self._pending.size + len(self._history)
 
     @property
+    def holding(self) -> bool:
+        """Midstream: segments came, but the start may still move; `begin` ends that."""
+        return self._held_until > 0
+
+    @property
     def waiting(self) -> bool:
         """Whether the passing of recorded time alone may change something."""
-        return self._held_until > 0 or self._hole_since > 0
+        return self.holding or self._hole_since > 0
 
     @property
     def closed(self) -> bool:
@@ -112,6 +119,13 @@ class Stream:
             return 0
         delta = (seq - self.origin - self.next) & MASK
         return delta - (1 << 32) if delta >= HALF else delta
+
+    def may_follow(self, seq: int) -> bool:
+        """Whether the bytes known so far may be those behind a SYN with this sequence number that comes only now."""
+        if self.origin is None or not (self.next or self.top):
+            return True
+        offset = self.next + self.distance((seq + 1) & MASK)
+        return -MAX_SHIFT <= offset <= 0 if self._armed else offset == 0
 
     # -- what its sender does --------------------------------------------------------------------------------------
 
@@ -183,8 +197,10 @@ class Stream:
             return
         if acked > self.acked:
             self.acked = acked
-            if self._held_until > 0:
-                self._begin(ts_ns, out)
+            if self.holding and self._strict:
+                self.begin(ts_ns, out)
+            elif self.holding:
+                self._held_until = min(self._held_until, ts_ns + HOLE_NS)
         right = acked + window
         if self.edge is None or right > self.edge:
             self.edge = right
@@ -196,9 +212,14 @@ class Stream:
     def advance(self, ts_ns: int, out: list[Piece]) -> None:
         """Recorded time is now `ts_ns`."""
         if self._held_until > 0 and ts_ns >= self._held_until:
-            self._begin(ts_ns, out)
+            self.begin(ts_ns, out)
         elif self._hole_since:
             self._drain(ts_ns, out)
+
+    def begin(self, ts_ns: int, out: list[Piece]) -> None:
+        """Midstream: the start is final now."""
+        self._armed, self._held_until = False, _NEVER
+        self._drain(ts_ns, out)
 
     def finish(self, ts_ns: int, out: list[Piece]) -> None:
         """The connection is over: deliver what waits, and say what is missing."""
@@ -241,15 +262,10 @@ class Stream:
         """The start moves by `distance`: offsets are counted from there. Nothing was delivered yet."""
         self._pending.shift(-distance)
         self.acked = max(0, self.acked - distance)
-        self.top = max(0, self.top - distance)
+        self.top = max(0, self.top - distance) if self.top else 0  # acknowledgements alone are no bytes
         self.edge = None if self.edge is None else self.edge - distance
         self.fin = None if self.fin is None else self.fin - distance
         self._snapped = [(low - distance, high - distance) for low, high in self._snapped]
-
-    def _begin(self, ts_ns: int, out: list[Piece]) -> None:
-        """Midstream: the start is final now."""
-        self._armed, self._held_until = False, _NEVER
-        self._drain(ts_ns, out)
 
     def _place(self, start: int, data: bytes, missing: int, ts_ns: int, out: list[Piece]) -> None:
         end = start + len(data)
@@ -267,7 +283,7 @@ class Stream:
                 if data[keep:]:
                     out.append(Stray(start + keep, data[keep:], ts_ns, "beyond-fin"))
                 data, missing = data[:keep], 0
-            else:
+            elif self._acceptable(end + missing):
                 out.append(Note("fin-ignored", self.fin, self.fin, ts_ns))
                 self.fin = None
         if self._strict and self.edge is not None and end > self.edge and not (len(data) <= 1 and start == self.edge):
@@ -276,7 +292,8 @@ class Stream:
                 out.append(Stray(start + keep, data[keep:], ts_ns, "out-of-window"))
             data, missing = data[:keep], 0
         end = start + len(data)
-        self.top = max(self.top, end + missing)
+        if end + missing > self.top and self._acceptable(end + missing):
+            self.top = end + missing
         if missing > 0 and end + missing > self.next and len(self._snapped) < MAX_SEGMENTS:
             self._snapped.append((max(end, self.next), end + missing))
             self._snapped.sort()
@@ -286,7 +303,11 @@ class Stream:
                 return
             self._conflicts(self._pending.insert(start, data, ts_ns), ts_ns, out)
             if self._armed and self._pending.size >= HOLD_BYTES:
-                self._begin(ts_ns, out)
+                self.begin(ts_ns, out)
+
+    def _acceptable(self, end: int) -> bool:
+        """Whether the receiver may have taken bytes up to this offset."""
+        return self.edge is None or end <= max(self.edge, self.acked) + 1  # one more: a window probe
 
     def _repeated(self, start: int, data: bytes, ts_ns: int, out: list[Piece]) -> None:
         """Bytes before `next`: fill a gap, or equal, or contradict, or can't be compared any more."""
@@ -357,7 +378,7 @@ class Stream:
         """Deliver what is next, and decide on the hole before what waits."""
         if self._armed:
             if self._held_until <= ts_ns and self._held_until != _NEVER:
-                self._begin(ts_ns, out)
+                self.begin(ts_ns, out)
             return
         while True:
             for _, data, when in self._pending.take(self.next):
@@ -369,7 +390,8 @@ class Stream:
                 self._hole_since = 0
                 return
             first = self._pending.first
-            if self._pending.size > self._max_buffer or len(self._pending) > MAX_SEGMENTS:
+            count = len(self._pending)
+            if count > MAX_SEGMENTS or self._pending.size + OVERHEAD * (count - 1) > self._max_buffer:
                 if self.edge is not None and self._pending.end > max(self.edge, self.acked):
                     offset, beyond, when = self._pending.take_last()
                     out.append(Stray(offset, beyond, when, "out-of-window"))

@@ -60,8 +60,8 @@ class Sessions:
         self._streams: OrderedDict[int, TcpSession] = OrderedDict()  # longest silent first, by serial
         self._datagrams: OrderedDict[int, DatagramSession] = OrderedDict()
         self._active: dict[int, AnySession] = {}  # to be looked at by the next tick
-        self._ended: deque[tuple[int, AnySession]] = deque()  # by deadline
-        self._silent: deque[tuple[int, AnySession]] = deque()  # to be asked to forget
+        self._ended: deque[tuple[int, int]] = deque()  # deadline, serial; here and below none is kept alive by it
+        self._silent: deque[tuple[int, int]] = deque()  # serials to be asked to forget, and when
         self._stubs: deque[tuple[int, AnySession]] = deque()
         self._waiting: dict[tuple[int, Key], AnySession] = {}  # stubs without the kernel's counters
 
@@ -106,7 +106,7 @@ class Sessions:
             self._streams[session.serial] = session
         else:
             self._datagrams[session.serial] = session
-        self._silent.append((now + FORGET_NS, session))
+        self._silent.append((now + FORGET_NS, session.serial))
         session.open(out)
 
     def touched(self, session: AnySession) -> None:
@@ -120,7 +120,7 @@ class Sessions:
         if session.deadline != session.queued:
             session.queued = session.deadline
             if session.deadline:
-                self._ended.append((session.deadline, session))
+                self._ended.append((session.deadline, serial))
 
     def tick(self, now: int, wall_ns: int, out: list[Row]) -> None:
         """Recorded time passed: let chunks go, close what is over, give up memory."""
@@ -129,9 +129,10 @@ class Sessions:
             if not session.closed and session.idle_work(wall_ns, out):
                 self._active[serial] = session
         while self._ended and self._ended[0][0] <= now:
-            deadline, session = self._ended.popleft()
-            if session.deadline == deadline:
-                self._close(session, session.ending, now, out)
+            deadline, serial = self._ended.popleft()
+            ended = self._open(serial)
+            if ended is not None and ended.deadline == deadline:
+                self._close(ended, ended.ending, now, out)
         groups: tuple[tuple[OrderedDict[int, AnySession], int], ...] = (
             (self._streams, self._stream_idle),  # type: ignore[assignment]
             (self._datagrams, self._datagram_idle),
@@ -151,6 +152,9 @@ class Sessions:
         self._ended.clear()
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _open(self, serial: int) -> AnySession | None:
+        return self._streams.get(serial) or self._datagrams.get(serial)
 
     def _displace(self, former: TcpSession, session: TcpSession, now: int, out: list[Row]) -> None:
         """Another connection between the same ports begins; packets may still belong to the former one.
@@ -202,11 +206,12 @@ class Sessions:
 
     def _forget(self, now: int) -> None:
         while self._silent and self._silent[0][0] <= now:
-            _, session = self._silent.popleft()
-            if session.closed:
+            _, serial = self._silent.popleft()
+            session = self._open(serial)
+            if session is None:
                 continue
             if now - session.touched >= FORGET_NS:
                 session.forget()
-            self._silent.append((max(session.touched, now) + FORGET_NS, session))
+            self._silent.append((max(session.touched, now) + FORGET_NS, serial))
         while self._stubs and self._stubs[0][0] <= now:
             self._unlink(self._stubs.popleft()[1])

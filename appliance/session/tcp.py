@@ -4,13 +4,14 @@ An ending is an assumption until `LINGER_NS` later: a reset or a FIN may be forg
 (RFC 5961) shows by new bytes from its alleged sender, which open the session again.
 """
 
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from appliance.model import Ending, Row
 from appliance.session import coverage
 from appliance.session.chunks import Chunk
 from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stray
-from appliance.session.reassembly import Stream
+from appliance.session.reassembly import HOLD_NS, Stream
 from appliance.session.session import LINGER_NS, Birth, Session
 from appliance.wire.abi import SIDE_F_SYN, Flow
 
@@ -39,7 +40,10 @@ class Segment(NamedTuple):
 class TcpSession(Session):
     """`previous`: an older connection between the same ports that packets may still belong to."""
 
-    __slots__ = ("_both_scale", "_gaps", "_midstream", "_only_resets", "_reset_at", "_scales", "previous", "streams")
+    __slots__ = (
+        *("_both_scale", "_gaps", "_midstream", "_only_resets", "_reset_at", "_scales", "_untold"),
+        *("previous", "streams"),
+    )
 
     def __init__(self, birth: Birth, max_text: int, max_buffer: int) -> None:
         super().__init__(birth, max_text)
@@ -49,6 +53,7 @@ class TcpSession(Session):
         self._scales = [UNKNOWN_SCALE, UNKNOWN_SCALE]
         self._both_scale = True  # unless a SYN came without the option
         self._midstream = [False, False]
+        self._untold = [0, 0]  # wall time of a pick-up that the SYN may still explain
         self._only_resets = [True, True]
         self._reset_at: list[int | None] = [None, None]  # offset of its reset
         self._gaps: list[Gap | None] = [None, None]  # a finding that may still grow
@@ -62,7 +67,7 @@ class TcpSession(Session):
         stream = self.streams[side]
         if stream.synchronised:
             return stream.origin != (segment.seq + 1) & 0xFFFFFFFF
-        return bool(stream.next or stream.top or self.closed)
+        return self.closed or not stream.may_follow(segment.seq)
 
     def misfit(self, side: int, segment: Segment) -> int:
         """How far a segment is from what is expected next; what is not known counts as far."""
@@ -88,19 +93,21 @@ class TcpSession(Session):
                 self._syn(side, segment, wall_ns, out)
                 seq = (seq + 1) & 0xFFFFFFFF
             elif not stream.synchronised and not self._midstream[side]:
-                self._picked_up(side, wall_ns, out)
+                self._midstream[side], self._untold[side] = True, wall_ns
             self._only_resets[side] = False
         if flags & ACK and not flags & RST:
             shift = self._scales[side] if self._both_scale and not flags & SYN else 0
             said: list[Piece] = []
             other.acknowledge(ack, window << shift, wall_ns, said)
             if said:
-                self._pieces(1 - side, said, out)
+                self._put(1 - side, said, wall_ns, out)
         stream.segment(seq, data, payload - len(data), wall_ns, pieces)
         if flags & FIN:
             stream.end((seq + payload) & 0xFFFFFFFF, wall_ns, pieces)
         if pieces:
-            self._pieces(side, pieces, out)
+            self._put(side, pieces, wall_ns, out)
+        if self._untold[0] or self._untold[1]:
+            self._tell_midstream(wall_ns, out)
         if stream.fin is not None or other.fin is not None:
             self._closing(wall_ns, now, out)
         if self.deadline and not flags & RST:
@@ -130,8 +137,9 @@ class TcpSession(Session):
             pieces: list[Piece] = []
             stream.advance(wall_ns, pieces)
             if pieces:
-                self._pieces(side, pieces, out)
+                self._put(side, pieces, wall_ns, out)
             waiting = waiting or stream.waiting
+        self._tell_midstream(wall_ns, out)
         super().idle_work(wall_ns, out)
         return waiting
 
@@ -148,13 +156,17 @@ class TcpSession(Session):
             text = "a SYN with another sequence number in a live connection"
             self.finding("handshake-conflict", side, stream.next, stream.next, wall_ns, text, out)
             return
+        self._midstream[side], self._untold[side] = False, 0
         self._scales[side] = segment.scale or 0
         if segment.scale is None:
             self._both_scale = False
 
-    def _picked_up(self, side: int, wall_ns: int, out: list[Row]) -> None:
-        self._midstream[side] = True
-        self.finding("midstream", side, 0, 0, wall_ns, "the start of this direction was not seen", out)
+    def _tell_midstream(self, wall_ns: int, out: list[Row]) -> None:
+        """Once it is too late for a SYN, which captures may put behind its data."""
+        for side, since in enumerate(self._untold):
+            if since and wall_ns - since >= HOLD_NS:
+                self._untold[side] = 0
+                self.finding("midstream", side, 0, 0, since, "the start of this direction was not seen", out)
 
     def _reset(self, side: int, segment: Segment, wall_ns: int, now: int, out: list[Row]) -> None:
         stream = self.streams[side]
@@ -193,6 +205,28 @@ class TcpSession(Session):
             self._reset_at = [None, None]
 
     # -- pieces of the streams -------------------------------------------------------------------------------------
+
+    def _put(self, side: int, pieces: list[Piece], wall_ns: int, out: list[Row]) -> None:
+        """Take pieces of one direction. What the other one holds, its start being unknown, goes along by time."""
+        other = self.streams[1 - side]
+        if not other.holding:
+            self._pieces(side, pieces, out)
+            return
+        held: list[Piece] = []
+        other.begin(wall_ns, held)
+        self._both(side, pieces, held, out)
+
+    def _both(self, side: int, pieces: list[Piece], others: list[Piece], out: list[Row]) -> None:
+        """Pieces of both directions, each in its order, by time."""
+        timed: list[tuple[int, int, Piece]] = []
+        for whose, some in ((side, pieces), (1 - side, others)):
+            latest = 0
+            for piece in some:
+                latest = max(latest, piece.ts_ns)
+                timed.append((latest, whose, piece))
+        timed.sort(key=lambda entry: entry[:2])
+        for whose, run in groupby(timed, lambda entry: entry[1]):
+            self._pieces(whose, [piece for _, _, piece in run], out)
 
     def _pieces(self, side: int, pieces: list[Piece], out: list[Row]) -> None:
         outlet = self.outlets[side]
@@ -250,10 +284,13 @@ class TcpSession(Session):
         self.finding(note.kind, side, note.start, note.end, note.ts_ns, text, out)
 
     def _finish_streams(self, out: list[Row]) -> None:
+        pieces: tuple[list[Piece], list[Piece]] = ([], [])
         for side, stream in enumerate(self.streams):
-            pieces: list[Piece] = []
-            stream.finish(self.last_ns, pieces)
-            self._pieces(side, pieces, out)
+            stream.finish(self.last_ns, pieces[side])
+        self._both(0, *pieces, out)
+        self._tell_midstream(self.last_ns + HOLD_NS, out)
+        for side in (0, 1):
+            self._settle(side, out)
             self._tell_gap(side, out)
 
     # -- the coverage statement ------------------------------------------------------------------------------------

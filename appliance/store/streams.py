@@ -75,17 +75,21 @@ def _stream(store: Store, session_id: UUID, side: Direction, start: int, end: in
         "AND offset < {stop:UInt64} AND offset + size > {start:UInt64}"
     )
     parameters |= {"side": str(side), "start": start, "stop": end}
-    at, last = start, -1
-    while True:
+    at, after = start, -1
+    while True:  # by offset, not by seq: bytes that came late lie behind later ones
         index = store.select(
-            f"SELECT seq, size FROM chunks WHERE {where} AND seq > {{after:Int64}} ORDER BY seq LIMIT {FETCH_ROWS}",
-            parameters | {"after": last},
+            f"SELECT seq, offset, size FROM chunks WHERE {where} AND offset > {{after:Int64}} "
+            f"ORDER BY offset, seq LIMIT {FETCH_ROWS}",
+            parameters | {"after": after},
         )
-        for first, last in _fetches([(row["seq"], row["size"]) for row in index]):
+        for first, last in _fetches([(place, row["size"]) for place, row in enumerate(index)]):
+            numbers = [row["seq"] for row in index[first : last + 1]]
             for row in store.select(
                 f"SELECT offset, data FROM chunks WHERE {where} AND seq BETWEEN {{first:UInt32}} AND {{last:UInt32}} "
-                "ORDER BY seq LIMIT 1 BY seq",
-                parameters | {"first": first, "last": last},
+                "AND offset BETWEEN {low:UInt64} AND {high:UInt64} ORDER BY offset, seq LIMIT 1 BY seq",
+                parameters
+                | {"first": min(numbers), "last": max(numbers)}
+                | {"low": index[first]["offset"], "high": index[last]["offset"]},
                 binary=("data",),
             ):
                 skip = max(0, at - row["offset"])
@@ -95,6 +99,7 @@ def _stream(store: Store, session_id: UUID, side: Direction, start: int, end: in
                     yield row["offset"] + skip, data
         if len(index) < FETCH_ROWS:
             return
+        after = index[-1]["offset"]
 
 
 def chunks(store: Store, session_id: UUID | str) -> Iterator[ChunkRow]:

@@ -43,6 +43,7 @@ class Reason(IntEnum):
     NO_FLOW = 4
     MALFORMED = 5
     FRAGMENT = 6
+    IMPOSTOR = 7
     NO_LEASE = 16
     LEASE_EXPIRED = 17
     LEASE_CHANGED = 18

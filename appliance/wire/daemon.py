@@ -30,6 +30,7 @@ from appliance.wire.drain import Drain
 from appliance.wire.interfaces import Filters, Interfaces, interface_index
 from appliance.wire.leasing import Leasing
 from appliance.wire.notes import Notes
+from appliance.wire.resets import Resetter
 from appliance.wire.ring import SPAN, Ring
 from appliance.wire.sweep import Sweeper
 
@@ -90,8 +91,10 @@ class Daemon:
         )
         self._leasing.restore(now)
         self._sweeper = Sweeper(program.map("flows"), program.map("refusals"), wire)
+        self._resetter = self._keep(Resetter())
         self._survey: Iterator[None] | None = None
         self._swept = now.boottime
+        self._ended = -1  # leases that had ended when the last survey began
         self._second = 0
         self._moved = 0
         if program.reused:
@@ -145,9 +148,10 @@ class Daemon:
         if now.boottime - self._second >= SECOND:
             self._second = now.boottime
             self._each_second(now)
-        if self._survey is None and now.boottime - self._swept >= SWEEP and not self._drain.stalled:
-            self._swept = now.boottime
-            self._survey = self._sweeper.survey(self._leasing.numbers, now.boottime)
+        due = now.boottime - self._swept >= SWEEP or self._ended != self._leasing.ended
+        if self._survey is None and due and not self._drain.stalled:
+            self._swept, self._ended = now.boottime, self._leasing.ended
+            self._survey = self._look(now)
         if self._survey is not None:
             if next(self._survey, self) is self:
                 self._survey = None
@@ -207,6 +211,11 @@ class Daemon:
         maps.reconcile(program.map("interfaces"), maps.interface_entries(indexes), "interfaces")
         self._leasing.moved(self._interfaces.agents)
         self._interfaces.guard(self._filters)
+
+    def _look(self, now: Now) -> Iterator[None]:
+        """Through all flows: what is over, and what lost its lease, which both ends are told."""
+        yield from self._sweeper.survey(self._leasing.numbers, now.boottime)
+        yield from self._sweeper.cut(lambda: self._leasing.numbers, self._resetter.reset)
 
     def _sweep(self) -> None:
         """End what is over, behind everything that the ring holds about it."""

@@ -36,6 +36,7 @@ class Leasing:
         self._notes = notes
         self._indexes = indexes
         self.table = table
+        self.ended = 0  # leases since the start: whoever sees it rise has flows to cut
 
     @property
     def numbers(self) -> frozenset[int]:
@@ -103,6 +104,7 @@ class Leasing:
         self.table = table
         for change in ended:
             self._notes.lease(change, now, must=True)
+        self.ended += len(ended)
 
     def _end(self, table: LeaseTable, changes: tuple[Change, ...], now: Now) -> None:
         self.table = table
@@ -113,6 +115,7 @@ class Leasing:
         for change in changes:
             self._notes.lease(change, now, must=True)
             self._kernel.delete(pack_address(change.lease.address))
+        self.ended += len(changes)
 
     def _entries(self) -> dict[bytes, bytes]:
         return maps.lease_entries(self.table.list(), self._indexes)

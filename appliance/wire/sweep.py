@@ -8,7 +8,7 @@ A sweep surveys the maps in small steps, so that the ring can be drained in betw
 entry that seemed over before it is ended.
 """
 
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 
 from appliance import config
@@ -28,6 +28,7 @@ from appliance.wire.records import plain
 
 LINGER = 5_000_000_000  # ns for which an ended flow stays known, for its last retransmissions
 STEP = 1024  # entries looked at in one go
+CUTS = 64  # flows cut in one go
 NOWHERE = bytes(16)
 PROTOCOL = 36  # offset of flow_key.protocol
 TCP = 6
@@ -118,6 +119,7 @@ class Sweeper:
         self._interval = int(settings.refusal_interval * 1e9)
         self._gone: dict[int, int] = {}  # leases not in force that flows bear: since when
         self._over: list[bytes] = []
+        self._orphans: list[bytes] = []  # live TCP flows whose lease is not in force
         self.alive = 0
 
     def survey(self, live: Set[int], now_ns: int) -> Iterator[None]:
@@ -125,15 +127,32 @@ class Sweeper:
         terms = self._terms(now_ns)
         leases: set[int] = set()
         self._over.clear()
+        self._orphans.clear()
         count = 0
         for count, (key, value) in enumerate(self._flows.items(), 1):
             if ending(key, value, terms) is not FlowEnd.LIVE:
                 self._over.append(key)
-            leases.add(Flow.HEAD.unpack_from(value)[2])
+            _, _, lease, _, _, end, _, _ = Flow.HEAD.unpack_from(value)
+            leases.add(lease)
+            if lease and lease not in live and end == FlowEnd.LIVE and key[PROTOCOL] == TCP:
+                self._orphans.append(key)
             if count % STEP == 0:
                 yield
         self.alive = count - len(self._over)
         self._gone = {lease: self._gone.get(lease, now_ns) for lease in leases - live - {0}}
+
+    def cut(self, live: Callable[[], Set[int]], reset: Callable[[FlowKey, Flow], None]) -> Iterator[None]:
+        """`reset` what lost its lease, as the last survey found, `CUTS` flows from one yield to the next.
+
+        `live`: numbers of the leases in force by now; a flow of one that came since is left alone.
+        """
+        for start in range(0, len(self._orphans), CUTS):
+            yield
+            spared = live()
+            for key in self._orphans[start : start + CUTS]:
+                value = self._flows.lookup(key)
+                if value is not None and (flow := Flow.unpack(value)).lease not in spared and not flow.end:
+                    reset(FlowKey.unpack(key), flow)
 
     def finish(self, now_ns: int) -> Swept:
         """Look again at what seemed over; to be called when the ring is drained, so that a flow's end comes last."""

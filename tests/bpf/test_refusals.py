@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, IPOption_SSRR
 from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
     ICMPv6EchoReply,
     ICMPv6EchoRequest,
     ICMPv6ND_NS,
@@ -72,6 +73,12 @@ CASES = [
     Case("udp cut", Reason.MALFORMED, IP(bytes(IP(src=A4, dst=S4, proto=17) / bytes(7)))),
     Case("udp length below its header", Reason.MALFORMED, V4 / UDP(len=7) / b"x"),
     Case("udp longer than the packet", Reason.MALFORMED, V4 / UDP(len=10) / b"x"),
+    Case("bytes behind the datagram", Reason.MALFORMED, V4 / UDP(len=9) / b"xy"),
+    Case("bytes behind the datagram6", Reason.MALFORMED, V6 / UDP(len=9) / b"xy"),
+    Case("an IPv4 address as IPv6 source", Reason.MALFORMED, IPv6(src=f"::ffff:{A4}", dst=S6) / SYN),
+    Case("an IPv4 address as IPv6 destination", Reason.MALFORMED, IPv6(src=A6, dst=f"::ffff:{S4}") / SYN),
+    Case("icmp error with much in it", Reason.MALFORMED, V4 / ICMP(type=3) / bytes(576 - 27)),
+    Case("icmpv6 error with much in it", Reason.MALFORMED, V6 / ICMPv6DestUnreach() / bytes(1280 - 47)),
     Case("icmp cut", Reason.MALFORMED, IP(bytes(IP(src=A4, dst=S4, proto=1) / bytes(7)))),
     Case("icmp error cut", Reason.MALFORMED, V4 / ICMP(type=3) / bytes(10), True),
     Case("extension header beyond the packet", Reason.MALFORMED, V6 / IPv6ExtHdrDestOpt(len=3)),
@@ -251,6 +258,27 @@ def test_icmp_errors_end_with_the_lease(open_bench: Bench) -> None:
 def test_a_clients_packets_come_from_agents(open_bench: Bench) -> None:
     open_bench.send(V4 / SYN)
     assert open_bench.receive(V4 / TCP(sport=40000, dport=80, flags="A", seq=1001)).reason is Reason.NO_FLOW
+
+
+@pytest.mark.parametrize("held", ["by nobody", "behind another interface", "no longer"])
+def test_nobody_answers_for_a_server_that_he_is_not(open_bench: Bench, held: str) -> None:
+    open_bench.send(V4 / SYN)
+    forged = IP(src=S4, dst=A4) / TCP(sport=80, dport=40000, flags="SA", seq=1, ack=1001)
+    if held == "behind another interface":
+        open_bench.lease(S4, 9, ifindex=open_bench.upstream)
+    elif held == "no longer":
+        open_bench.lease(S4, 9, seconds=-1)
+    outcome = open_bench.send(forged)
+    assert (outcome.verdict, outcome.reason) == ("drop", Reason.IMPOSTOR)
+    assert open_bench.receive(forged).verdict == "forward"
+    open_bench.lease(S4, 9, ifindex=open_bench.agent)
+    assert open_bench.send(forged).verdict == "forward"
+
+
+def test_a_server_of_an_unbound_rule_needs_no_lease_behind_an_agents_interface(bench: Bench) -> None:
+    bench.rule("192.0.2.0/24", unbound=True)
+    bench.send(V4 / SYN)
+    assert bench.send(IP(src=S4, dst=A4) / TCP(sport=80, dport=40000, flags="SA")).verdict == "forward"
 
 
 @pytest.mark.parametrize(

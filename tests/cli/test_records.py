@@ -5,6 +5,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.utils import wrpcap
 
 from tests.cli.conftest import REQUEST, RESPONSE, Verbatim, objects, run
 
@@ -107,6 +110,55 @@ def test_mistakes_are_named(verbatim: Verbatim, arguments: tuple[str, ...], code
     assert (said.returncode, said.stdout) == (code, b"")
     assert says in said.stderr.decode()
     assert "Traceback" not in said.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("ingest", "CAPTURE", "--data", "FILE"), 2, "Not a directory"),
+        (("ingest", "CAPTURE", "--data", "FILE/data"), 2, "Not a directory"),
+        (("sessions", "--data", "FILE"), 2, "no such folder"),
+        (("ingest", "FOLDER", "--data", "FOLDER/data"), 2, "a folder"),
+        (("ingest", "-", "--data", "FOLDER/data"), 2, "no such file"),
+    ],
+)
+def test_wrong_paths_are_named(capture: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    places = {"CAPTURE": str(capture), "FILE": str(file), "FOLDER": str(tmp_path)}
+    for name, place in places.items():
+        arguments = tuple(argument.replace(name, place) for argument in arguments)
+    said = run(*arguments)
+    assert (said.returncode, said.stdout) == (code, b"")
+    assert says in said.stderr.decode()
+    assert "Traceback" not in said.stderr.decode()
+
+
+def test_export_into_a_folder_that_is_not_there(verbatim: Verbatim, session: str, tmp_path: Path) -> None:
+    said = verbatim("export", session, "--pcapng", str(tmp_path / "none" / "out.pcapng"))
+    assert (said.returncode, b"No such file" in said.stderr, b"Traceback" in said.stderr) == (2, True, False)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    said = run("sessions", "--data", str(tmp_path))
+    assert (said.returncode, b"nothing is recorded there" in said.stderr) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_programs_get_every_session_and_people_a_screenful(tmp_path: Path) -> None:
+    file, data = tmp_path / "many.pcap", tmp_path / "with a space"
+    datagrams = [
+        Ether() / IP(src="10.0.0.5", dst="192.0.2.7") / UDP(sport=port, dport=9) / b"hello"
+        for port in range(2000, 2130)
+    ]
+    wrpcap(str(file), datagrams)
+    assert run("ingest", str(file), "--data", str(data)).returncode == 0
+    assert len(objects(run("sessions", "--data", str(data), "--json"))) == 130
+    assert len(objects(run("sessions", "--data", str(data), "--json", "--limit", "7"))) == 7
+    shown = run("sessions", "--data", str(data))
+    assert (len(shown.stdout.splitlines()), shown.stderr) == (101, b"the first 100 sessions; --limit shows more\n")
+    assert len(objects(run("search", "hello", "--data", str(data), "--json"))) == 130
 
 
 def test_missing_folder_is_not_made(tmp_path: Path) -> None:

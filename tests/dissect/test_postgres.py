@@ -211,6 +211,11 @@ def test_an_answer_that_is_none() -> None:
     assert not played.dissector.opaque
 
 
+def test_an_answer_before_its_question() -> None:
+    played = assert_survives(Postgres, [(S, b"N"), (C, SSL), (S, b"\0\0\0\5\0"), (C, START)])
+    assert only(played, "startup").start == len(SSL)
+
+
 def test_cancel() -> None:
     played = assert_any_cut(Postgres, [(C, CANCEL)])
     (said,) = played.messages

@@ -120,3 +120,15 @@ def test_times() -> None:
     one.feed(data[12:], 30)
     times = [(frame.ts_ns, frame.end_ns) for frame in first + one.typed()]
     assert times == [(10, 20), (20, 30), (30, 30)]
+
+
+def test_behind_a_gap_messages_come_as_soon_as_they_are_there() -> None:
+    one = half()
+    long = done("x" * 500)
+    one.feed(long[:20], 0)
+    assert one.typed() == []
+    one.gap(len(long) - 30, 0)
+    one.feed(long[-10:] + IDLE[:3], 0)
+    assert [frame.cut for frame in one.typed()] == [True]
+    one.feed(IDLE[3:], 0)
+    assert [frame.kind for frame in one.typed()] == [0x5A]

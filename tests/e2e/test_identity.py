@@ -38,7 +38,7 @@ def recorded_as(task: Task, token: str, session: dict[str, Any]) -> None:
 
 def test_program(task: Task) -> None:
     task.curl(f"http://{task.appliance.lab.web.addresses[0]}/")
-    recorded_as(task, task.token, task.session(protocol="http1"))
+    recorded_as(task, task.token, task.session(protocol="http1", ended=False))
 
 
 def test_agent_for_a_person(lab: Lab, appliance: Appliance, run_id: str) -> None:
@@ -46,7 +46,7 @@ def test_agent_for_a_person(lab: Lab, appliance: Appliance, run_id: str) -> None
     token = tokens.exchange("agent-one", tokens.log_in("alice"), lab.token("agent-one"))
     with Task(appliance, 1, token, run_id) as task:
         task.psql("SELECT 1", host=lab.db.addresses[1])
-        session = task.session(protocol="postgres")
+        session = task.session(protocol="postgres", ended=False)
     recorded_as(task, token, session)
     assert session["identity"]["subject"] == "alice"
     assert session["identity"]["act"] == ["agent-one"]
@@ -57,7 +57,7 @@ def test_agent_for_an_agent_for_a_person(lab: Lab, appliance: Appliance, run_id:
     token = lab.tokens(2).exchange("agent-two", first, lab.token("agent-two", agent=2))
     with Task(appliance, 2, token, run_id) as task:
         task.curl(f"http://{lab.web.addresses[0]}/")
-        session = task.session(protocol="http1")
+        session = task.session(protocol="http1", ended=False)
     recorded_as(task, token, session)
     assert session["identity"]["act"] == ["agent-two", "agent-one"]
 
@@ -68,7 +68,7 @@ def test_two_agents_at_once(lab: Lab, appliance: Appliance, run_id: str) -> None
         for task in (first, second):
             task.curl(f"http://{lab.web.addresses[0]}/")
         for task, token in ((first, one), (second, two)):
-            session = task.session(protocol="http1")
+            session = task.session(protocol="http1", ended=False)
             recorded_as(task, token, session)
             assert session["client"]["address"] == task.agent.nic.addresses[0]
 

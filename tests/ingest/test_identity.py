@@ -9,6 +9,7 @@ from appliance.model import Identity
     ("text", "expected"),
     [
         ("subject=agent-7", Identity(subject="agent-7", method="ingest")),
+        (" subject = a b , issuer = i ", Identity("i", "a b", method="ingest")),
         (
             "issuer=https://idp.example/?a=b,subject=Doe, Jane,client=c,run_id=r,groups=x,groups=y,act=bot",
             Identity("https://idp.example/?a=b", "Doe, Jane", "c", ("bot",), ("x", "y"), "r", method="ingest"),

@@ -163,8 +163,17 @@ def test_journal_is_on_the_disk_before_it_has_its_name(
 ) -> None:
     order: list[str] = []
     sync, rename = os.fdatasync, Path.rename
-    monkeypatch.setattr(os, "fdatasync", lambda file: (order.append("sync"), sync(file))[1])
-    monkeypatch.setattr(Path, "rename", lambda self, to: (order.append(self.suffix), rename(self, to))[1])
+
+    def syncing(file: int) -> None:
+        order.append("sync")
+        sync(file)
+
+    def renaming(self: Path, to: Path) -> Path:
+        order.append(self.suffix)
+        return rename(self, to)
+
+    monkeypatch.setattr(os, "fdatasync", syncing)
+    monkeypatch.setattr(Path, "rename", renaming)
     run(make.HERE / "ok_nano.pcap", settings)
     assert order[-2:] == ["sync", ".partial"]
 

@@ -86,14 +86,19 @@ class Task:
 
     # -- what was recorded -------------------------------------------------------------------------------------------
 
-    def sessions(self, count: int = 1, *, seconds: float = 30.0, **wanted: Any) -> list[dict[str, Any]]:
-        """The task's ended sessions, oldest first, once there are at least `count`. `wanted`: see `matches`."""
+    def sessions(
+        self, count: int = 1, *, ended: bool = True, seconds: float = 30.0, **wanted: Any
+    ) -> list[dict[str, Any]]:
+        """The task's sessions, oldest first, once there are at least `count`. `wanted`: see `matches`.
+
+        With `ended` only those that are over: their rows are the last word on bytes, coverage and findings.
+        """
 
         def look() -> list[dict[str, Any]] | None:
             found = [
                 session
                 for session in self.appliance.sessions(run_id=self.run_id)
-                if session["ending"] != "open" and matches(session, wanted)
+                if not (ended and session["ending"] == "open") and matches(session, wanted)
             ]
             return found[::-1] if len(found) >= count else None
 

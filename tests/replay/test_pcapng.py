@@ -81,6 +81,19 @@ def test_gap_stays_a_gap(tmp_path: Path) -> None:
     assert tshark(path, "-Y", "tcp.analysis.lost_segment")
 
 
+def test_bytes_that_came_late_have_their_place(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "late.pcapng",
+        described(),
+        chunk(CLIENT, 0, b"one ", 1),
+        chunk(CLIENT, 8, b"three", 2),
+        chunk(CLIENT, 4, b"two ", 3),
+    )
+    assert followed(path)[0] == b"one two three"
+    (end,) = tshark(path, "-T", "fields", "-e", "tcp.seq", "-Y", "tcp.flags.fin == 1 and tcp.srcport == 40000")
+    assert end == "14"  # relative numbers: the SYN is 0
+
+
 @pytest.mark.parametrize(("ending", "flag"), [("rst", "tcp.flags.reset"), ("fin", "tcp.flags.fin")])
 def test_ends_as_it_was_recorded(tmp_path: Path, ending: str, flag: str) -> None:
     path = written(tmp_path / "end.pcapng", described(ending=ending), chunk(CLIENT, 0, b"x", 1))
@@ -97,3 +110,13 @@ def test_datagrams(tmp_path: Path) -> None:
         tmp_path / "udp.pcapng", described("udp"), chunk(CLIENT, 0, b"ask", 1), chunk(SERVER, 0, b"answer", 2)
     )
     assert tshark(path, "-T", "fields", "-e", "udp.payload") == [b"ask".hex(), b"answer".hex()]
+
+
+@pytest.mark.parametrize("six", [False, True])
+@pytest.mark.parametrize(("transport", "number"), [("47", 47), ("icmp", None)])
+def test_other_protocols_keep_their_number(tmp_path: Path, transport: str, number: int | None, six: bool) -> None:
+    data = b"\x80\0\0\0\0\1\0\2whole"
+    path = written(tmp_path / "other.pcapng", described(transport, six=six), chunk(CLIENT, 0, data, 1))
+    field = "ipv6.nxt" if six else "ip.proto"
+    assert tshark(path, "-T", "fields", "-e", field) == [str(number or (58 if six else 1))]
+    assert data in path.read_bytes()

@@ -126,6 +126,12 @@ def test_fragments_that_never_become_whole_are_an_event() -> None:
     assert event.attrs == {"fragments": 2}
 
 
+def test_fragments_that_wait_when_the_capture_ends_are_an_event() -> None:
+    found = run(fragments(A[0], S[0], bytes(3000), 1024)[:1])
+    assert not found.sessions
+    assert [one.attrs for one in found.events if one.kind == "fragments-lost"] == [{"fragments": 1}]
+
+
 def test_fragments_in_two_versions_are_a_finding() -> None:
     datagram = struct.pack(">HHHH", A[1], S[1], 40, 0) + b"A" * 32
     parts = fragments(A[0], S[0], datagram, 24)

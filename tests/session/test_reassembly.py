@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stray
-from appliance.session.reassembly import HISTORY, HOLD_NS, HOLE_NS, MAX_SEGMENTS, Stream
+from appliance.session.reassembly import HISTORY, HOLD_NS, HOLE_NS, MAX_SEGMENTS, OVERHEAD, Stream
 
 ISN = 0xFFFF_FF00  # wraps after 256 bytes
 BUFFER = 1 << 20
@@ -199,7 +199,7 @@ def test_late_bytes_fill_the_gap_beside_the_dissector() -> None:
 
 
 def test_the_buffer_limit_makes_a_gap() -> None:
-    side = Side(1000).send(0, b"a")
+    side = Side(1000 + 10 * OVERHEAD).send(0, b"a")
     for offset in range(10, 1100, 100):
         side.send(offset, b"x" * 100)
     assert [piece[:2] + piece[3:] for piece in side.of(Gap)] == [(1, 10, "buffer")]
@@ -301,11 +301,61 @@ def test_midstream_begins_at_the_lowest_of_the_first_moment() -> None:
     assert [piece[:2] + piece[3:] for piece in side.of(Stray)] == [(-5, b"-----", "before-start")]
 
 
-def test_midstream_begins_when_the_receiver_acknowledges() -> None:
-    side = Side(syn=False).ack(100).send(100, b"abc")
+def test_midstream_begins_a_moment_after_the_receiver_acknowledges() -> None:
+    side = Side(syn=False).ack(100).send(103, b"def")
+    side.ack(106).send(100, b"abc")
     assert side.bytes == b""
-    side.ack(103)
+    side.wait(HOLE_NS)
+    assert side.bytes == b"abcdef"
+    side = Side(strict=True, syn=False).ack(100).send(100, b"abc")
+    assert side.bytes == b""
+    assert side.ack(103).bytes == b"abc"
+
+
+def test_what_may_lie_behind_a_syn_that_comes_late() -> None:
+    side = Side(syn=False)
+    assert side.stream.may_follow(ISN)
+    side.send(5, b"fgh")
+    assert side.stream.may_follow(ISN)
+    assert not side.stream.may_follow(at(6))
+    assert not side.stream.may_follow(at(-(1 << 21)))
+    side.wait(HOLD_NS)
+    assert not side.stream.may_follow(ISN)
+    assert side.stream.may_follow(at(4))
+
+
+def test_an_acknowledgement_before_the_syn_does_not_hide_the_fin() -> None:
+    side = Side(syn=False).ack(4)
+    assert side.stream.syn(ISN)
+    side.fin(3).send(0, b"abc").finish()
     assert side.bytes == b"abc"
+    assert not side.odd
+    assert side.stream.closed
+
+
+def test_wild_bytes_do_not_hide_the_fin() -> None:
+    for wild_first in (True, False):
+        side = Side().ack(0, window=5000).send(0, b"abc")
+        if wild_first:
+            side.send(500_000_000, b"wild").fin(3)
+        else:
+            side.fin(3).send(500_000_000, b"wild")
+        side.ack(4).finish()
+        assert side.stream.closed
+        assert side.stream.missing == 0
+        assert [type(piece) for piece in side.odd] == [Stray]
+
+
+def test_tiny_segments_in_any_order_lose_nothing() -> None:
+    """More than wait at one time: the holes become gaps, and what comes for them fills them."""
+    side = Side(1 << 16)
+    offsets = list(range(0, 40_000, 4))
+    random.Random(5).shuffle(offsets)
+    for offset in offsets:
+        side.send(offset, b"%04d" % (offset % 10_000))
+    assert side.of(Gap)
+    assert (side.stream.missing, side.stream.recorded, side.stream.retransmitted) == (0, 40_000, 0)
+    assert side.stream.held_bytes < 1 << 18
 
 
 def test_midstream_holds_a_bounded_number_of_bytes() -> None:

@@ -117,6 +117,35 @@ def test_another_sequence_number_is_another_session() -> None:
     assert found.stream(CLIENT, second) == b"second"
 
 
+def test_a_handshake_that_the_capture_put_behind_its_data() -> None:
+    """Several queues or interfaces, or merged files: packets a moment apart change places."""
+    packets = [
+        P.packet(0, PSH, 0, b"hello", acked=0, time=MS),
+        P.packet(1, PSH, 0, b"world!", acked=5, time=2 * MS),
+        *P.handshake(3 * MS),
+        *P.goodbye(5, 6),
+    ]
+    found = run(packets)
+    assert (found.session.coverage, found.session.findings) == (Coverage.COMPLETE, ())
+    assert (found.stream(CLIENT), found.stream(SERVER)) == (b"hello", b"world!")
+    again = run([*packets[:2], *Peer(client_isn=77_000_000).handshake(3 * MS)])
+    assert len(again.sessions) == 2
+
+
+def test_both_directions_of_what_was_picked_up_come_by_time() -> None:
+    packets = []
+    for turn in range(3):
+        packets.append(P.packet(0, PSH, 700 + 5 * turn, b"ask %d" % turn, acked=90 + 8 * turn, time=2 * turn * MS))
+        packets.append(
+            P.packet(1, PSH, 90 + 8 * turn, b"answer %d" % turn, acked=705 + 5 * turn, time=(2 * turn + 1) * MS)
+        )
+    found = run(packets)
+    said = [row.message for row in found.messages()]
+    assert [one.direction for one in said] == [CLIENT, SERVER] * 3
+    assert (found.stream(CLIENT), found.stream(SERVER)) == (b"ask 0ask 1ask 2", b"answer 0answer 1answer 2")
+    assert {one.direction for one in found.findings(kind="midstream")} == {CLIENT, SERVER}
+
+
 def test_a_forged_syn_does_not_split_a_live_session() -> None:
     """The receiver of such a SYN answers with the old numbers (RFC 5961 §4), and the old connection goes on."""
     forged = Peer(client_isn=0x7000_0000)

@@ -5,19 +5,23 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import urlencode, urlsplit
 
 import clickhouse_connect
 import httpx2 as httpx
 import pytest
-from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, StreamFailureError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
+from clickhouse_connect.driver.transform import extract_exception_with_tag
 
 from appliance.config import Settings
 from appliance.store import rows
 from appliance.store.client import open_store
+from appliance.store.engine import Handle
+from appliance.store.face import Face
 from appliance.store.link import Service
 from tests.store import samples
 
@@ -126,19 +130,48 @@ def test_a_reader_that_goes_away_frees_its_handle(access: Service, reader: Any) 
     assert reader.command("SELECT 1") == 1
 
 
-def test_errors_before_and_behind_the_headers(reader: Any) -> None:
+def test_errors_have_the_engines_code(reader: Any) -> None:
     with pytest.raises(DatabaseError) as fault:
         reader.query("SELECT nosuch FROM messages")
     assert fault.value.code == 47
-    late = (
-        "SELECT toUUID(if(seq < {good:UInt32}, '00000000-0000-0000-0000-000000000000', 'x')), search_text "
-        "FROM messages WHERE session_id = {id:UUID} ORDER BY seq"
-    )
-    for good in (0, 49_990):
-        with pytest.raises(DatabaseError) as fault:
-            _ = reader.query(late, parameters={"id": str(samples.number(120)), "good": good}).result_rows
-        assert fault.value.code == 376  # CANNOT_PARSE_UUID
-    assert isinstance(fault.value, StreamFailureError)
+    late = "SELECT toUUID(search_text) FROM messages WHERE session_id = {id:UUID}"  # fails at the first row
+    with pytest.raises(DatabaseError) as fault:
+        _ = reader.query(late, parameters={"id": str(samples.number(120))}).result_rows
+    assert fault.value.code == 6  # CANNOT_PARSE_TEXT
+
+
+class Failing:
+    """A handle whose answer breaks off behind its first block."""
+
+    def run(self, sql: str, form: str = "", params: object = None) -> bytes:
+        return b"SelectWithUnionQuery" if sql.startswith("EXPLAIN") else b"verbatim\n"
+
+    def classify(self, statement: str) -> dict[str, Any]:
+        return {"statement_count": 1, "query_class": SimpleNamespace(name="READ_ONLY")}
+
+    def stream(self, sql: str, form: str, params: object) -> Iterator[bytes]:
+        yield b"\x01\x01\x01x\x05UInt8\x07"  # one Native block: column x, one row, 7
+        raise RuntimeError("Code: 159. DB::Exception: Timeout exceeded. (TIMEOUT_EXCEEDED)")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_an_error_behind_the_headers_reaches_the_client() -> None:
+    """A result that breaks off must not read as a short result."""
+    face = Face(("127.0.0.1", 0), {"writer": "w", "reader": "r"}, cast(Callable[[], Handle], Failing))
+    serving = threading.Thread(target=face.serve_forever, kwargs={"poll_interval": 0.05})
+    serving.start()
+    try:
+        url = f"http://127.0.0.1:{face.server_address[1]}"
+        answer = httpx.post(url, content=b"SELECT 7 AS x FORMAT Native", headers={"Authorization": "Bearer r"})
+        tag = answer.headers["X-ClickHouse-Exception-Tag"]
+        assert answer.content.startswith(b"\x01\x01\x01x")
+        told = extract_exception_with_tag(answer.content, tag)
+        assert told == "Code: 159. DB::Exception: Timeout exceeded. (TIMEOUT_EXCEEDED)"
+    finally:
+        face.stop(5)
+        serving.join()
 
 
 @pytest.mark.parametrize(

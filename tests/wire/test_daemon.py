@@ -83,6 +83,11 @@ def exchange(sender: socket.socket, receiver: socket.socket, text: bytes = b"hel
     return got == text
 
 
+def drain(sock: socket.socket) -> None:
+    while sock.recv(65536):
+        pass
+
+
 def passes(agent: socket.socket, upstream: socket.socket, seconds: float) -> bool:
     """Whether what the agent sends arrives within the time."""
     upstream.settimeout(seconds)
@@ -166,12 +171,39 @@ def test_a_revoked_lease_cuts_a_live_connection(net: Net, wire: Wire) -> None:
     with connection(net) as (agent, upstream, port):
         assert exchange(agent, upstream)
         assert wire.client.revoke(id).id == id
-        agent.sendall(b"more")
         with pytest.raises(ConnectionResetError):
+            agent.sendall(b"more")
             agent.recv(1)
         assert wire.stream(port, Side.CLIENT) in (b"hello", b"")
     until("the cut is on record", lambda: "revoked" in leases_said(wire, id))
     assert leases_said(wire, id) == ["granted", "revoked"]
+
+
+@pytest.mark.parametrize("address", [UPSTREAM, UPSTREAM6])
+def test_both_ends_of_a_silent_connection_learn_that_it_was_cut(net: Net, wire: Wire, address: str) -> None:
+    id = lease(wire, address=AGENT6 if ":" in address else AGENT)
+    with connection(net, address) as (agent, upstream, _):
+        assert exchange(agent, upstream)
+        assert exchange(upstream, agent)
+        wire.client.revoke(id)
+        for end in (agent, upstream):  # nobody sends anything
+            with pytest.raises(ConnectionResetError):
+                end.recv(1)
+
+
+def test_who_has_not_taken_all_that_was_sent_learns_of_the_cut_too(net: Net, wire: Wire) -> None:
+    id = lease(wire)
+    with connection(net) as (agent, upstream, _):
+        upstream.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:  # the agent's window closes
+                upstream.send(bytes(65536))
+        wire.client.revoke(id)
+        upstream.settimeout(5)
+        with pytest.raises(ConnectionResetError):
+            upstream.recv(1)
+        with pytest.raises(ConnectionResetError):
+            drain(agent)
 
 
 def test_an_expired_lease_cuts_a_live_connection(net: Net, wire: Wire) -> None:

@@ -126,6 +126,20 @@ def test_a_flow_is_cut_when_its_lease_has_been_gone_for_a_while(kernel: Kernel) 
     assert list(kernel.flows.keys()) == [key(2)]
 
 
+def test_connections_that_lost_their_lease_are_cut_and_no_others(kernel: Kernel) -> None:
+    kernel.flows.update(key(1), flow(0, lease=7).pack())
+    kernel.flows.update(key(2), flow(0, lease=0).pack())  # unbound: needs none
+    kernel.flows.update(key(3), flow(0, lease=8).pack())  # in force
+    kernel.flows.update(key(4), flow(0, lease=9).pack())  # granted while the survey went on
+    kernel.flows.update(key(5), flow(0, FlowEnd.FIN, lease=7).pack())  # over
+    for _ in kernel.sweeper.survey({8}, NOW):
+        pass
+    told: list[int] = []
+    for _ in kernel.sweeper.cut(lambda: {8, 9}, lambda named, _: told.append(named.source_port)):
+        pass
+    assert told == [1]
+
+
 def test_a_lease_that_came_back_does_not_count_as_gone(kernel: Kernel) -> None:
     kernel.flows.update(key(1), flow(0, lease=7).pack())
     kernel.sweep(NOW, set())

@@ -136,8 +136,11 @@ def stay(lab: Lab, appliance: Appliance) -> None:
         f"agent    nsenter --net=/run/netns/{lab.agent(1).netns} bash",
     ):
         console.print(Text(line), soft_wrap=True)
-    with suppress(KeyboardInterrupt):
-        signal.pause()
+    try:
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+    finally:
+        token.unlink()
 
 
 def _short(path: Path) -> str:

@@ -4,6 +4,7 @@ A new one is a subclass in a file of this package, added to `SERVICES` in `__ini
 a place in the rules of the appliance, and is started and stopped with the lab.
 """
 
+import signal
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ class Service(ABC):
     name: ClassVar[str]
     number: ClassVar[int]
     openings: ClassVar[Sequence[Opening]]
+    stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -85,7 +87,7 @@ class Service(ABC):
 
     def stop(self) -> None:
         for process in reversed(self.processes):
-            process.stop()
+            process.stop(self.stop_signal)
 
     def listening(self, *ports: int) -> bool:
         """Whether TCP connections to these ports of the host's own addresses are accepted."""

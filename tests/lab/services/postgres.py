@@ -4,6 +4,7 @@ The user `shop` logs in by SCRAM-SHA-256; the user `legacy` by a password in cle
 """
 
 import secrets
+import signal
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +44,7 @@ class Postgres(Service):
     name: ClassVar[str] = "db"
     number: ClassVar[int] = 10
     openings: ClassVar = (Opening("tcp", 5432),)
+    stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # "fast": does not wait for clients that were cut off
 
     user: ClassVar[str] = USER
     legacy: ClassVar[str] = LEGACY
