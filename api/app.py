@@ -1,6 +1,7 @@
 """The FastAPI application and its HTTPS server."""
 
 import asyncio
+import errno
 import socket
 import ssl
 import time
@@ -28,6 +29,7 @@ from appliance.store.client import open_store
 from appliance.wire.control import Client
 
 SHUTDOWN_SECONDS = 5
+OTHER_ADDRESS = "choose an address of this machine"
 
 
 def create(parts: Parts) -> FastAPI:
@@ -119,7 +121,8 @@ def listen(address: str) -> socket.socket:
         listener.listen(512)
     except OSError as error:
         listener.close()
-        raise MalformedInput(f"api.listen: {address}: {error.strerror}; choose an address of this machine") from error
+        remedy = "stop what uses it, or choose another port" if error.errno == errno.EADDRINUSE else OTHER_ADDRESS
+        raise MalformedInput(f"api.listen: {address}: {error.strerror}; {remedy}") from error
     return listener
 
 

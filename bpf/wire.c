@@ -31,6 +31,20 @@ static __always_inline int leave(__u32 way)
 	return TC_ACT_SHOT;
 }
 
+/* A refused packet goes to the stack for its answer. Its hop limit is used up, so that the kernel does not forward it
+ * even where the interlock is gone. Not 0: it could not be done. */
+static __always_inline int exhaust(struct __sk_buff *skb, struct scratch *s)
+{
+	__u8 *ttl = &s->bytes[0], last = 1;
+
+	if (s->record.family == 6)
+		return bpf_skb_store_bytes(skb, s->packet + offsetof(struct ipv6hdr, hop_limit), &last, 1, BPF_F_RECOMPUTE_CSUM);
+	if (s->record.family != 4 || LOAD(skb, s->packet + offsetof(struct iphdr, ttl), s, 2))
+		return -1;
+	return bpf_l3_csum_replace(skb, s->packet + offsetof(struct iphdr, check), bpf_htons(*ttl << 8), bpf_htons(last << 8), 2) ||
+	       bpf_skb_store_bytes(skb, s->packet + offsetof(struct iphdr, ttl), &last, 1, 0);
+}
+
 static __always_inline int refuse(struct __sk_buff *skb, struct scratch *s, struct flow *flow, __u32 reason, __u64 interval)
 {
 	bump(reason, 1);
@@ -42,7 +56,7 @@ static __always_inline int refuse(struct __sk_buff *skb, struct scratch *s, stru
 	}
 	s->record.reason = reason;
 	report_refusal(skb, s, reason, interval);
-	if (reason <= REASON_LAST_SILENT)
+	if (reason <= REASON_LAST_SILENT || exhaust(skb, s))
 		return TC_ACT_SHOT;
 	skb->mark = MARK_REFUSED;
 	return TC_ACT_OK;

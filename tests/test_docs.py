@@ -14,7 +14,8 @@ from api.metrics import SIMPLE
 from appliance import cli
 from appliance.config import Section, Settings
 
-README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def settings(model: Any, prefix: str) -> Iterator[str]:
@@ -50,3 +51,13 @@ def test_every_route_is_documented_and_no_other() -> None:
 def test_every_metric_is_documented() -> None:
     for name, *_ in SIMPLE:
         assert f"`{name}" in README
+
+
+def test_every_finding_and_event_of_a_recording_is_documented() -> None:
+    part = README.partition("### Findings and events")[2].partition("### Search")[0]
+    sources = [*(ROOT / "appliance" / "session").glob("*.py"), ROOT / "appliance" / "ingest" / "spans.py"]
+    sources += [*(ROOT / "appliance" / "wire").glob("*.py"), ROOT / "appliance" / "record.py"]
+    said = r'(?:finding|_blame|_notes\.event|event|Fact)\(\s*"([a-z-]+)"|Note\("([a-z-]+)"|"kind": "([a-z-]+)"'
+    kinds = {"".join(found) for path in sources for found in re.findall(said, path.read_text("utf-8"))}
+    assert {"gap", "fin-ignored", "packets-skipped", "filter-restored"} <= kinds
+    assert [kind for kind in sorted(kinds) if f"`{kind}`" not in part] == []

@@ -12,10 +12,11 @@ import typer
 from appliance import __version__
 from appliance.cli import lease, records, services
 from appliance.errors import MalformedInput, Unavailable, VerbatimError
+from appliance.replay.text import printable
 
-PATHS = frozenset(  # errors of a path that was named wrongly
-    (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
-    + (errno.EACCES, errno.EPERM, errno.EROFS)
+PATHS = (  # the errors of a path that was named wrongly
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
 )
 
 app = typer.Typer(
@@ -54,11 +55,11 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except VerbatimError as error:
-        print(f"verbatim: {error}", file=sys.stderr)  # noqa: T201
+        print(printable(f"verbatim: {error}"), file=sys.stderr)  # noqa: T201
         sys.exit(2 if isinstance(error, MalformedInput) else 3 if isinstance(error, Unavailable) else 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "make room" if full else "check the path and who may use it"
-        print(f"verbatim: {where}{error.strerror or error}; {remedy}", file=sys.stderr)  # noqa: T201
+        print(printable(f"verbatim: {where}{error.strerror or error}; {remedy}"), file=sys.stderr)  # noqa: T201
         sys.exit(2 if error.errno in PATHS else 3)

@@ -65,7 +65,7 @@ def ingest(
         disable=json,
     )
     with bar:
-        task = bar.add_task(file.name, total=None)
+        task = bar.add_task(printable(file.name), total=None)
         summary = capture.ingest(
             file, settings, identity=who, progress=lambda done, total: bar.update(task, completed=done, total=total)
         )

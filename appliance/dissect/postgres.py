@@ -17,8 +17,8 @@ Kinds of the client's messages: `negotiate` `startup` `cancel` `authentication` 
 and the place where dissection goes on).
 
 Redacted: `password` (PasswordMessage in clear and MD5, GSS tokens and every SASL mechanism but SCRAM, whose messages
-never hold the password) and `cancel key` (of BackendKeyData and CancelRequest). At most `MAX_REDACTED` bytes of one
-direction: a "password" without end would be a place to hide.
+never hold the password), at most `MAX_REDACTED` bytes: a "password" without end would be a place to hide. The key of
+BackendKeyData and CancelRequest stays: it opens nothing, and is worth nothing once the connection has ended.
 """
 
 import struct
@@ -45,9 +45,6 @@ from appliance.dissect.postgres_server import ServerSide
 from appliance.dissect.postgres_session import Shared
 from appliance.model import Direction, Message, Redaction
 
-_KEY = HEADER + 4  # of BackendKeyData: the process id comes before the key
-_CANCEL_KEY = 12  # of CancelRequest
-
 
 class Postgres:
     """One connection."""
@@ -59,12 +56,12 @@ class Postgres:
         self.successor: str | None = None
         self._asked: str | None = None  # encryption that the client asked for and the server did not answer yet
         self._request: int | None = None  # start of that message
-        self._past_start = False  # the client's messages have types
         self._shared = Shared()
         self._halves = {
             Direction.CLIENT: Half(client_offset, Mode.STARTUP, CLIENT_TYPES, {0x70: HEADER}),
-            Direction.SERVER: Half(server_offset, Mode.TYPED, SERVER_TYPES, {0x4B: _KEY}),
+            Direction.SERVER: Half(server_offset, Mode.TYPED, SERVER_TYPES, {}),
         }
+        self._halves[Direction.SERVER].release()  # a server sends no credential
         self._client = ClientSide(self._shared)
         self._server = ServerSide(self._shared)
 
@@ -89,7 +86,6 @@ class Postgres:
         half.gap(length, ts_ns)
         out = self._read(direction)
         if half.mode is Mode.SEARCHING:
-            self._past_start = True
             self._shared.requests.lose()
             if direction is Direction.SERVER:
                 out += self._server.lose()
@@ -107,7 +103,7 @@ class Postgres:
         for frame in self._halves[direction].close(ts_ns):
             self._take(direction, frame, out)
         out += self._client.end() if direction is Direction.CLIENT else self._server.end()
-        self._redactions(direction, out)
+        self._redactions(out)
         return out
 
     def settled(self, direction: Direction) -> int:
@@ -132,9 +128,7 @@ class Postgres:
         if self._shared.authenticated and self._shared.released is None:
             self._halves[Direction.CLIENT].release()
             self._shared.released = self._halves[Direction.CLIENT].released
-        if self._shared.ready:
-            self._halves[Direction.SERVER].release()
-        self._redactions(direction, out)
+        self._redactions(out)
         return out
 
     def _read_start(self, out: Output) -> None:
@@ -142,7 +136,6 @@ class Postgres:
         while half.mode is Mode.STARTUP and self._asked is None:
             if half.first not in (None, 0):  # no start-up packet is that long: the start was not seen
                 half.mode = Mode.TYPED
-                self._past_start = True
                 self.attrs["midstream"] = True
                 return
             frame = half.startup()
@@ -186,7 +179,7 @@ class Postgres:
         if half.mode is not Mode.STARTUP:
             for frame in half.typed():
                 self._take(Direction.CLIENT, frame, out)
-        self._redactions(Direction.CLIENT, out)
+        self._redactions(out)
 
     def _end_clear(self, encryption: str | None) -> None:
         """What follows is TLS, which has its own dissector, or something that has none."""
@@ -219,9 +212,9 @@ class Postgres:
                 flags = ("truncated",) if frame.cut else ("malformed",)
                 attrs = {"type": chr(frame.kind), "length": frame.end - frame.start - 1}
                 out.append(_flawed(direction, frame, *flags, attrs=attrs))
-            for start, end in side.secrets:
-                self._halves[direction].redact(start, end)
-            side.secrets.clear()
+            for start, end in self._client.secrets:
+                self._halves[Direction.CLIENT].redact(start, end)
+            self._client.secrets.clear()
 
     def _start_packet(self, frame: Frame, out: Output) -> None:
         half = self._halves[Direction.CLIENT]
@@ -234,13 +227,11 @@ class Postgres:
                 server.mode = Mode.ANSWER
             out.append(_client_message("negotiate", frame, encryption, {"encryption": encryption}))
         elif code == CANCEL:
-            half.redact(frame.start + _CANCEL_KEY, frame.end)
             (pid,) = struct.unpack_from("!I", rest)
-            out.append(_client_message("cancel", frame, f"cancel {pid}", {"pid": pid}, ("redacted",)))
+            out.append(_client_message("cancel", frame, f"cancel {pid}", {"pid": pid}))
             half.ignore()
         elif code[:2] == b"\0\3":
             half.mode = Mode.TYPED
-            self._past_start = True
             self._shared.requests.push(Request(Step.START, frame.start, frame.end - frame.start))
             parameters = postgres_fields.startup(rest)
             version = f"3.{int.from_bytes(code[2:], 'big')}"
@@ -252,12 +243,10 @@ class Postgres:
             half.ignore()
             raise ValueError("a start-up packet of another protocol")
 
-    def _redactions(self, direction: Direction, out: Output) -> None:
-        for whose in dict.fromkeys((direction, Direction.CLIENT)):
-            half = self._halves[whose]
-            what = "password" if whose is Direction.CLIENT and self._past_start else "cancel key"
-            out += [Redaction(whose, start, end, what) for start, end in half.secrets]
-            half.secrets.clear()
+    def _redactions(self, out: Output) -> None:
+        half = self._halves[Direction.CLIENT]
+        out += [Redaction(Direction.CLIENT, start, end, "password") for start, end in half.secrets]
+        half.secrets.clear()
 
 
 def _client_message(kind: str, frame: Frame, said: str, attrs: dict[str, Any], flags: tuple[str, ...] = ()) -> Message:

@@ -319,7 +319,7 @@ class Half:
         if self.mode is not Mode.STARTUP or size < 8:
             return 0
         if self._buffer[4:8] == CANCEL:
-            return min(12, size)
+            return size
         return min(int.from_bytes(self._buffer[:4], "big"), size) if self._buffer[4:6] == b"\0\3" else 0
 
     def _redact_buffered(self) -> None:

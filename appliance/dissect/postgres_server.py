@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final
 
 from appliance.dissect import postgres_fields as fields
 from appliance.dissect.postgres_copy import Copy
-from appliance.dissect.postgres_frames import HEADER, Frame
+from appliance.dissect.postgres_frames import Frame
 from appliance.dissect.postgres_requests import Step
 from appliance.dissect.postgres_rows import Result, describe
 from appliance.dissect.postgres_session import Shared
@@ -33,7 +33,6 @@ class ServerSide:
     """Takes the frames of the server."""
 
     def __init__(self, shared: Shared) -> None:
-        self.secrets: list[tuple[int, int]] = []  # ranges to redact, for the caller to take
         self._shared = shared
         self._result: Result | None = None
         self._copy: Copy | None = None
@@ -135,12 +134,8 @@ class ServerSide:
 
     def _key(self, frame: Frame, out: list[Any]) -> None:
         (pid,) = struct.unpack_from("!I", frame.body)
-        redacted = len(frame.body) > 4 and not self._shared.ready
-        if redacted:
-            self.secrets.append((frame.start + HEADER + 4, frame.end))
-        flags = ("redacted",) if redacted else ()
         self._shared.attrs["pid"] = pid
-        out.append(_said("key", frame, f"pid {pid}", {"pid": pid}, flags=flags))
+        out.append(_said("key", frame, f"pid {pid}", {"pid": pid}))
 
     def _ready(self, frame: Frame, out: list[Any]) -> None:
         shared = self._shared

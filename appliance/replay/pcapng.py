@@ -8,6 +8,7 @@ pcapng: draft-ietf-opsawg-pcapng, written with dpkt; link type RAW (101), nanose
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from ipaddress import ip_address
 from typing import Any, BinaryIO, TypeAlias
 
@@ -70,13 +71,14 @@ def packets(
     )
     stream = (chunk for chunk in chunks if chunk.copy == 0)
     if session["transport"] == "tcp":
+        wire.patient = "late" in session["findings"]
         yield from _tcp(wire, session["ending"], started_ns, ended_ns, stream)
     elif session["transport"] == "udp":
         for chunk in stream:
             yield chunk.ts_ns, wire.udp(chunk.direction, chunk.data)
     else:
         for chunk in stream:
-            yield chunk.ts_ns, wire.whole(chunk.direction, session["transport"], chunk.data)
+            yield chunk.ts_ns, wire.carried(chunk.direction, session["transport"], chunk.data)
 
 
 def _tcp(
@@ -92,8 +94,9 @@ def _tcp(
             part = chunk.data[begin : begin + SEGMENT]
             at = chunk.offset + begin
             yield chunk.ts_ns, wire.tcp(chunk.direction, tcp.TH_ACK | tcp.TH_PUSH, part, at)
-            wire.sent[chunk.direction] = max(wire.sent[chunk.direction], at + len(part))  # bytes may come late
+            wire.took(chunk.direction, at, at + len(part))
             yield chunk.ts_ns, wire.tcp(chunk.direction.other, tcp.TH_ACK)
+    wire.patient = False
     if ending == "rst":
         yield ended_ns, wire.tcp(server, tcp.TH_RST | tcp.TH_ACK)
     elif ending == "fin":
@@ -106,14 +109,20 @@ def _tcp(
 
 @dataclass(slots=True)
 class Wire:
-    """Makes the packets of one session; `sent`: how far each side has come in its stream."""
+    """Makes the packets of one session; `sent`: how far each side has come in its stream.
+
+    `patient`: some bytes come late, so what lies behind a hole is not acknowledged: packet tools would give it up.
+    """
 
     client_address: str
     client_port: int
     server_address: str
     server_port: int
     started: bool = False
-    sent: dict[Direction, int] = field(default_factory=lambda: {Direction.CLIENT: 0, Direction.SERVER: 0})
+    patient: bool = False
+    sent: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
+    whole_to: dict[Direction, int] = field(default_factory=lambda: dict.fromkeys(Direction, 0))
+    behind: dict[Direction, list[tuple[int, int]]] = field(default_factory=lambda: {one: [] for one in Direction})
 
     def tcp(self, direction: Direction, flags: int, data: bytes = b"", at: int | None = None) -> Packet:
         """A segment; `at`: the offset of its first byte, None: behind what its side has sent."""
@@ -123,7 +132,7 @@ class Wire:
             sport=source,
             dport=destination,
             seq=0 if syn else self._next(direction) if at is None else (1 + at) & 0xFFFFFFFF,
-            ack=self._next(direction.other) if self.started else int(bool(flags & tcp.TH_ACK)),
+            ack=self._acked(direction.other) if self.started else int(bool(flags & tcp.TH_ACK)),
             flags=flags,
             win=WINDOW,
             opts=SCALE_OPTION if syn else b"",
@@ -138,12 +147,24 @@ class Wire:
             direction, ip.IP_PROTO_UDP, udp.UDP(sport=source, dport=destination, ulen=8 + len(data), data=data)
         )
 
-    def whole(self, direction: Direction, transport: str, data: bytes) -> Packet:
+    def carried(self, direction: Direction, transport: str, data: bytes) -> Packet:
         """An ICMP message, or what IP carried of a protocol that has only a number; both were recorded whole."""
         if transport != "icmp":
             return self._packet(direction, int(transport), data)
         six = ":" in self.client_address
         return self._packet(direction, ip.IP_PROTO_ICMP6 if six else ip.IP_PROTO_ICMP, data)
+
+    def took(self, direction: Direction, start: int, end: int) -> None:
+        """These bytes were sent."""
+        self.sent[direction] = max(self.sent[direction], end)
+        if self.patient:
+            behind = self.behind[direction]
+            heappush(behind, (start, end))
+            while behind and behind[0][0] <= self.whole_to[direction]:
+                self.whole_to[direction] = max(self.whole_to[direction], heappop(behind)[1])
+
+    def _acked(self, direction: Direction) -> int:
+        return (1 + self.whole_to[direction]) & 0xFFFFFFFF if self.patient else self._next(direction)
 
     def _next(self, direction: Direction) -> int:
         return (1 + self.sent[direction]) & 0xFFFFFFFF

@@ -8,6 +8,7 @@ the ring, and when that is full, nothing passes. Only `teardown` opens the gatew
 import os
 import selectors
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -40,6 +41,7 @@ GATHER = 0.002  # seconds in which more records may come, so that spans are few
 PLENTY = 256 * 1024  # bytes drained at once, after which there is no waiting
 SECOND = 1_000_000_000
 SWEEP = 5 * SECOND
+ONLY = "\0verbatim.wire"
 
 log = structlog.get_logger()
 
@@ -66,6 +68,7 @@ class Daemon:
         run = status.run_folder(settings.data)
         state = settings.data / "state"
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._keep(_only())
         self._interfaces = self._keep(Interfaces(wire))
         key = JournalKey.load_or_create(settings.data)
         self._writer = self._keep(Writer(settings.data / "journal" / "wire", key, settings=settings.journal))
@@ -330,6 +333,20 @@ def teardown(settings: config.Settings) -> None:
             loader.detach(index)
     loader.unpin(settings.wire.bpffs)
     interlock.remove(settings.wire.table)
+
+
+def _only() -> socket.socket:
+    """Hold the name of the one wire process of this network namespace: two would take the interfaces from each other.
+
+    An abstract Unix address (unix(7)) belongs to the namespace, and goes with the process.
+    """
+    name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        name.bind(ONLY)
+    except OSError as error:
+        name.close()
+        raise Refused("wire: another process has this machine's interfaces; stop that one first") from error
+    return name
 
 
 def _time(request: Json) -> int:

@@ -3,7 +3,8 @@
 The program marks a packet on arrival after its record is in the ring; the table's `forward` chain has the policy *drop*
 and accepts that mark only. With the program detached nothing is marked and nothing passes; with the table gone the
 program still drops what it could not record. A second mark is answered: a reset for TCP, "administratively prohibited"
-for the rest, so that clients fail at once.
+for the rest, so that clients fail at once. That is done before routing: the program used up the hop limit of these
+packets, lest the kernel forward them when the table is gone. Answers go to who is behind the interface only.
 
 The `input` chain protects the gateway itself from the agents' side, which may reach the API, answer what the gateway
 began, and use the ICMP that IP needs. It is stateless (every TCP segment but a connection's first is let through, and
@@ -55,10 +56,14 @@ table inet {table} {{
     chain forward {{
         type filter hook forward priority filter; policy drop;
         meta mark {MARK_RECORDED:#x} accept
-        meta mark {MARK_REFUSED:#x} counter name refused goto refuse
         counter name unrecorded drop
     }}
+    chain answer {{
+        type filter hook prerouting priority raw; policy accept;
+        meta mark {MARK_REFUSED:#x} counter name refused goto refuse
+    }}
     chain refuse {{
+        fib saddr . iif oif missing drop
         meta l4proto tcp reject with tcp reset
         reject with icmpx admin-prohibited
     }}

@@ -25,6 +25,9 @@ INTERLOCK = f"""table inet interlock {{
     chain forward {{
         type filter hook forward priority 0; policy drop
         meta mark {abi.MARK_RECORDED:#x} accept
+    }}
+    chain answer {{
+        type filter hook prerouting priority raw
         meta mark {abi.MARK_REFUSED:#x} meta l4proto tcp reject with tcp reset
     }}
 }}"""

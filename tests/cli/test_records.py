@@ -134,6 +134,14 @@ def test_wrong_paths_are_named(capture: Path, tmp_path: Path, arguments: tuple[s
     assert "Traceback" not in said.stderr.decode()
 
 
+def test_names_of_files_do_not_drive_the_terminal(capture: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a\x1b[31m.pcap"
+    file.write_bytes(capture.read_bytes())
+    for said in (run("ingest", str(file), "--data", str(tmp_path / "data")), run("ingest", f"{file}\x1b[2J")):
+        assert b"\x1b" not in said.stdout + said.stderr
+        assert b"\\x1b[31m" in said.stderr
+
+
 def test_export_into_a_folder_that_is_not_there(verbatim: Verbatim, session: str, tmp_path: Path) -> None:
     said = verbatim("export", session, "--pcapng", str(tmp_path / "none" / "out.pcapng"))
     assert (said.returncode, b"No such file" in said.stderr, b"Traceback" in said.stderr) == (2, True, False)
@@ -148,10 +156,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 def test_programs_get_every_session_and_people_a_screenful(tmp_path: Path) -> None:
     file, data = tmp_path / "many.pcap", tmp_path / "with a space"
-    datagrams = [
-        Ether() / IP(src="10.0.0.5", dst="192.0.2.7") / UDP(sport=port, dport=9) / b"hello"
-        for port in range(2000, 2130)
-    ]
+    link = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    datagram = link / IP(src="10.0.0.5", dst="192.0.2.7")
+    datagrams = [datagram / UDP(sport=port, dport=9) / b"hello" for port in range(2000, 2130)]
     wrpcap(str(file), datagrams)
     assert run("ingest", str(file), "--data", str(data)).returncode == 0
     assert len(objects(run("sessions", "--data", str(data), "--json"))) == 130

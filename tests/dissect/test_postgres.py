@@ -219,18 +219,18 @@ def test_an_answer_before_its_question() -> None:
 def test_cancel() -> None:
     played = assert_any_cut(Postgres, [(C, CANCEL)])
     (said,) = played.messages
-    assert (said.kind, said.attrs, said.flags) == ("cancel", {"pid": 4711}, ("redacted",))
-    assert [(one.start, one.end, one.what) for one in played.redactions] == [(12, 16, "cancel key")]
-    assert_truncated(Postgres, [(C, CANCEL)], secrets=[b"KEY!"])
+    assert (said.kind, said.attrs, said.flags) == ("cancel", {"pid": 4711}, ())
+    assert not played.redactions
+    assert_truncated(Postgres, [(C, CANCEL)])
 
 
 def test_a_long_cancel_key() -> None:
     """Version 3.2 has keys of up to 256 bytes."""
-    secret = bytes(range(1, 256)) + b"x"
-    cancel = packet(80877102, struct.pack("!I", 1) + secret)
-    assert play(Postgres, [(C, cancel)]).secrets() == [secret]
-    key = typed("K", struct.pack("!I", 1) + secret)
-    assert play(Postgres, [(C, START), (S, OK + key + IDLE)]).secrets() == [secret]
+    key = struct.pack("!I", 1) + bytes(range(1, 256)) + b"x"
+    assert only(play(Postgres, [(C, packet(80877102, key))]), "cancel").attrs == {"pid": 1}
+    played = play(Postgres, [(C, START), (S, OK + typed("K", key) + IDLE)])
+    assert only(played, "key").attrs == {"pid": 1}
+    assert not played.redactions
 
 
 def test_start_up() -> None:
@@ -269,10 +269,10 @@ LOG_IN: list[Turn] = [(C, START), (S, ASK_CLEAR), (C, PASSWORD), (S, LOGGED_IN)]
 
 def test_a_password_is_redacted() -> None:
     played = assert_any_cut(Postgres, LOG_IN)
-    assert played.secrets() == [b"open sesame\0", b"KEY!"]
+    assert played.secrets() == [b"open sesame\0"]
     said = [one for one in of(played, "authentication") if one.direction is C]
     assert [(one.flags, one.attrs, one.text) for one in said] == [(("redacted",), {"method": "password"}, "password")]
-    assert_truncated(Postgres, LOG_IN, secrets=[b"open sesame", b"KEY!"])
+    assert_truncated(Postgres, LOG_IN, secrets=[b"open sesame"])
 
 
 def test_bytes_settle_once_they_can_be_no_credential() -> None:
@@ -281,9 +281,9 @@ def test_bytes_settle_once_they_can_be_no_credential() -> None:
     played = play(Postgres, [*LOG_IN, (C, query("SELECT 1")[:9])], close=False)
     assert played.dissector.settled(C) == len(START) + len(PASSWORD) + 9
     played = play(Postgres, [(C, START), (S, OK + KEY[:11])], close=False)
-    assert played.dissector.settled(S) == len(OK) + 9
+    assert played.dissector.settled(S) == len(OK) + 11
     assert play(Postgres, [(C, START[:9])], close=False).dissector.settled(C) == 9
-    assert play(Postgres, [(C, CANCEL[:14])], close=False).dissector.settled(C) == 12
+    assert play(Postgres, [(C, CANCEL[:14])], close=False).dissector.settled(C) == 14
 
 
 def test_a_password_that_nobody_asked_for() -> None:
@@ -333,11 +333,8 @@ def test_the_end_of_a_password_behind_a_gap() -> None:
         played = play(Postgres, turns, split=split)
         assert b"sesame" not in played.stored(C)
         assert only(played, "query").attrs["sql"] == "SELECT 1"
-    turns = [(C, START), (S, OK + KEY[:7]), (S, Gap(3)), (S, KEY[10:] + IDLE)]
-    assert b"EY!" not in play(Postgres, turns).stored(S)
     turns = [(C, START), (S, OK), (S, Gap(10)), (S, KEY[10:] + IDLE), (C, query("SELECT 1"))]
     played = play(Postgres, turns)
-    assert b"EY!" not in played.stored(S)
     assert of(played, "ready")
 
 
@@ -354,7 +351,7 @@ def test_redaction_is_no_place_to_hide() -> None:
 
 def test_after_log_in_there_are_no_passwords() -> None:
     played = behind((C, PASSWORD), (S, KEY))
-    assert [one.what for one in played.redactions] == ["cancel key"]  # that of the log-in
+    assert not played.redactions
 
 
 # -- simple query --------------------------------------------------------------------------------------------------

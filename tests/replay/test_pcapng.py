@@ -22,6 +22,7 @@ def described(transport: str = "tcp", *, six: bool = False, ending: str = "fin")
         "transport": transport,
         "ending": ending,
         "coverage": "complete",
+        "findings": [],
         "client": {"address": addresses[0], "port": 40000},
         "server": {"address": addresses[1], "port": 5432},
         "identity": {"issuer": "https://idp", "subject": "alice", "client": "agent", "run_id": ""},
@@ -84,7 +85,7 @@ def test_gap_stays_a_gap(tmp_path: Path) -> None:
 def test_bytes_that_came_late_have_their_place(tmp_path: Path) -> None:
     path = written(
         tmp_path / "late.pcapng",
-        described(),
+        described() | {"findings": ["gap", "late"]},
         chunk(CLIENT, 0, b"one ", 1),
         chunk(CLIENT, 8, b"three", 2),
         chunk(CLIENT, 4, b"two ", 3),

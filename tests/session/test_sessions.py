@@ -1,5 +1,8 @@
 """Which session a packet belongs to, and what is kept of those that ended."""
 
+import gc
+import pickle
+
 from appliance.config import Record
 from appliance.model import UNBOUND, Ending, Row
 from appliance.session import sessions
@@ -83,6 +86,23 @@ def test_ended_sessions_are_bounded() -> None:
     assert sum(table.find((b"a" * 16, b"b" * 16, number, 2, 6)) is not None for number in range(9000)) == (
         sessions.MAX_STUBS + 2
     )
+
+
+def test_ended_sessions_are_not_kept_alive_by_what_waits_for_time() -> None:
+    table, rows = Sessions(Record()), list[Row]()
+    count = sessions.MAX_STUBS + 50
+    for number in range(count):
+        session = born(number)
+        table.begin(session, (b"a" * 16, b"b" * 16, number, 2, 6), 0, number, rows)
+        session.ending, session.deadline = Ending.FIN, number + 1
+        table.touched(session)
+        table.tick(number + 1, T0, rows)
+    rows.clear()
+    state = pickle.loads(pickle.dumps(table))
+    del table, session
+    alive = [one for one in gc.get_objects() if isinstance(one, TcpSession)]
+    assert len(state) == 0
+    assert len(alive) <= sessions.MAX_STUBS + 10
 
 
 def test_silent_sessions_need_little_memory() -> None:

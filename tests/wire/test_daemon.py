@@ -25,7 +25,6 @@ from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Net, Wire, inside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces, BPF and nftables")
 ANN = Identity(issuer="https://idp.example", subject="ann", client="agent")
-UNLEASED = "10.91.1.77"  # another address of the agent's host
 GATEWAY = "10.91.1.1"  # the gateway's, on the agents' side
 
 
@@ -81,6 +80,20 @@ def exchange(sender: socket.socket, receiver: socket.socket, text: bytes = b"hel
         view = view[sender.send(view[:65536]) if view else 0 :]
         got += receiver.recv(len(text) - len(got))
     return got == text
+
+
+def datagrams(host: str, address: str) -> socket.socket:
+    """A UDP socket of `host`, for either family, bound to `address` if there is one."""
+
+    def make() -> socket.socket:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        mapped = address if ":" in address else f"::ffff:{address}"
+        if address:
+            sock.bind((mapped, 0))
+        sock.settimeout(0.3)
+        return sock
+
+    return inside(host, make)
 
 
 def drain(sock: socket.socket) -> None:
@@ -172,8 +185,7 @@ def test_a_revoked_lease_cuts_a_live_connection(net: Net, wire: Wire) -> None:
         assert exchange(agent, upstream)
         assert wire.client.revoke(id).id == id
         with pytest.raises(ConnectionResetError):
-            agent.sendall(b"more")
-            agent.recv(1)
+            exchange(agent, agent)
         assert wire.stream(port, Side.CLIENT) in (b"hello", b"")
     until("the cut is on record", lambda: "revoked" in leases_said(wire, id))
     assert leases_said(wire, id) == ["granted", "revoked"]
@@ -211,9 +223,8 @@ def test_an_expired_lease_cuts_a_live_connection(net: Net, wire: Wire) -> None:
     with connection(net) as (agent, upstream, _):
         assert exchange(agent, upstream)
         until("the lease expires", lambda: not wire.client.list())
-        agent.sendall(b"more")
         with pytest.raises(ConnectionResetError):
-            agent.recv(1)
+            exchange(agent, agent)
     until("the end is on record", lambda: leases_said(wire, id) == ["granted", "expired"])
 
 
@@ -250,15 +261,18 @@ def test_a_deleted_filter_lets_nothing_pass_until_it_is_restored(net: Net, wire:
 
 def test_a_deleted_table_is_put_back_and_nothing_unrecorded_passes_meanwhile(net: Net, wire: Wire) -> None:
     lease(wire)
-    sh("ip", "addr", "add", f"{UNLEASED}/24", "dev", "eth0", netns=net.agent)
     with connection(net) as (agent, upstream, port):
         assert wire.process is not None
         wire.process.send_signal(signal.SIGSTOP)
         try:
             sh("nft", "delete", "table", "inet", "verbatim", netns=net.gateway)
             assert passes(agent, upstream, 5)  # through the program, into the ring
-            with net.listen() as other, pytest.raises((TimeoutError, ConnectionError)):
-                inside(net.agent, lambda: socket.create_connection(other.getsockname(), 0.3, (UNLEASED, 0)))
+            for address in (UPSTREAM, UPSTREAM6):  # what is refused does not even arrive
+                arrived, sender = datagrams(net.upstream, address), datagrams(net.agent, "")
+                with arrived, sender:
+                    sender.sendto(b"unrecorded", arrived.getsockname())
+                    with pytest.raises(TimeoutError):
+                        arrived.recv(100)
         finally:
             wire.process.send_signal(signal.SIGCONT)
         until("the table is back", lambda: "verbatim" in sh("nft", "list", "tables", netns=net.gateway))
@@ -358,7 +372,14 @@ def test_stopping_leaves_everything_closed_and_withdraws_the_status(net: Net, wi
 def test_only_one_process_at_a_time(wire: Wire) -> None:
     second = subprocess.run(wire.command("run"), capture_output=True, text=True, timeout=60)
     assert second.returncode != 0
-    assert "another process writes this journal" in second.stderr
+    assert "another process has this machine's interfaces" in second.stderr
+
+
+def test_a_second_process_with_another_folder_takes_nothing_from_the_first(wire: Wire, tmp_path: Path) -> None:
+    second = subprocess.run(Wire(wire.net, tmp_path).command("run"), capture_output=True, text=True, timeout=60)
+    assert second.returncode != 0
+    assert "another process has this machine's interfaces" in second.stderr
+    assert wire.answers()
 
 
 def test_a_running_process_is_not_torn_down(wire: Wire) -> None:

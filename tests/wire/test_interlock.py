@@ -94,7 +94,7 @@ def test_forwarding_needs_the_mark_and_refusals_are_answered(net: Net) -> None:
 
     def mark(value: str) -> None:
         rule = f"add rule inet marks pre meta mark set {value}"
-        chain = "add chain inet marks pre { type filter hook prerouting priority mangle; }"
+        chain = "add chain inet marks pre { type filter hook prerouting priority -310; }"
         sh(
             "nft",
             f"add table inet marks; delete table inet marks; add table inet marks; {chain}; {rule}",
