@@ -50,6 +50,7 @@ def create(parts: Parts) -> FastAPI:
         openapi_url="/v1/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         responses={"default": {"model": errors.ErrorBody}},
     )
     app.state.parts = parts
@@ -67,7 +68,7 @@ def run(settings: Settings) -> None:
     ours = authority.load_or_create(settings.data, settings.node)
     certificate, key = authority.api_certificate(ours, settings.data, names(settings))
     wire = Client(run_folder(settings.data) / "wire.sock")
-    with open_store(settings, "reader") as store:
+    with open_store(settings, "reader", embed=False) as store:
         app = create(Parts(settings, Verifier(settings.issuers), ours, store, wire))
         sockets = [listen(address) for address in settings.api.listen]
         structlog.get_logger().info("api listens", addresses=list(settings.api.listen), ca=ours.fingerprint)

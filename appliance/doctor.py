@@ -43,7 +43,7 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
     found += [
         _finding(name, verdict) for name, verdict in judge(settings.data, embedded=not settings.store.url).items()
     ]
-    found += [_journal(settings), *(_issuer(issuer) for issuer in settings.issuers)]
+    found += [_journal(settings), *_refusals(settings), *(_issuer(issuer) for issuer in settings.issuers)]
     if not settings.issuers:
         found.append(
             Finding("issuers", Level.FAIL, "no issuer is configured", "add [[issuers]], or no agent gets a lease")
@@ -142,11 +142,20 @@ def _journal(settings: Settings) -> Finding:
     return Finding("journal", Level.OK, room)
 
 
+def _refusals(settings: Settings) -> Iterator[Finding]:
+    wire = read(settings.data).get("wire")
+    counts = wire.values.get("refusals", {}) if wire else {}
+    told = ", ".join(f"{int(count)} {reason.replace('_', ' ')}" for reason, count in sorted(counts.items()) if count)
+    if wire:
+        yield Finding("refusals", Level.OK, f"packets since the program was loaded: {told or 'none'}")
+
+
 def _issuer(issuer: Issuer) -> Finding:
+    name = f"issuer {issuer.issuer}"
     try:
         keys = fetch_keys(issuer)
     except Unavailable as error:
         return Finding(
-            f"issuer {issuer.issuer}", Level.FAIL, str(error).partition(";")[0], "see that it can be reached"
+            name, Level.FAIL, str(error).partition(";")[0].removeprefix(f"{name}: "), "see that it can be reached"
         )
-    return Finding(f"issuer {issuer.issuer}", Level.OK, f"{len(keys)} signature keys")
+    return Finding(name, Level.OK, f"{len(keys)} signature keys")

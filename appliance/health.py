@@ -20,14 +20,13 @@ def _judge(name: str, status: Status | None) -> str:
         return f"not running; start it with 'verbatim {name}' or 'verbatim up'"
     if not status.live:
         return f"silent for {status.age:.0f} s; look at its log and restart it"
-    fault = status.values.get("fault")
-    if fault:
-        return str(fault)
     if name == "wire":
         if status.values.get("journal", {}).get("stalled"):
             return "the journal is full, agents' traffic is stalled; free disk space or see why 'record' lags"
         if not status.values.get("interlock", True):
             return "the nftables interlock is missing; it is being restored, see the log"
+    if name == "record" and (fault := status.values.get("store", "ok")) != "ok":
+        return str(fault)
     if name == "record" and float(status.values.get("lag_seconds", 0.0)) > MAX_LAG:
         return f"{status.values['lag_seconds']:.0f} s behind the wire; search does not show the newest traffic yet"
     return "ok"

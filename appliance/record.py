@@ -372,17 +372,7 @@ def run(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    status.publish(settings.data, "record", {"store": "starting"})
-    while True:
-        try:
-            store = open_store(settings, "writer")
-            break
-        except (Unavailable, Refused) as error:
-            status.publish(settings.data, "record", {"store": str(error)})
-            if ended.wait(1.0):
-                status.withdraw(settings.data, "record")
-                return
-    with store:
+    with open_store(settings, "writer", embed=False) as store:
         recorder = Recorder(
             settings,
             settings.data / "journal" / "wire",

@@ -32,7 +32,8 @@ class Status:
 def run_folder(data: Path) -> Path:
     """The folder of sockets, tokens and status files: `DATA/run`, made with mode 0700."""
     folder = data / "run"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in (data, folder):  # parents that mkdir makes on the way would have the usual mode
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 

@@ -422,8 +422,9 @@ def wait(check: Callable[[], bool], seconds: float = 40.0) -> None:
 
 
 def test_the_service_stores_publishes_and_ends_cleanly(tmp_path: Path) -> None:
-    """The real thing, with chDB in its own process; stopped by SIGTERM, killed by SIGKILL, and read back."""
+    """The real thing beside a real store, which starts after it; stopped by SIGTERM, killed by SIGKILL, read back."""
     from appliance.store.client import open_store
+    from appliance.store.unfinished import open_sessions
 
     settings = settled(tmp_path)
     write(settings, numbered(opened(), clock(T0, T0), span(0, *hello(Peer()))))
@@ -432,12 +433,26 @@ def test_the_service_stores_publishes_and_ends_cleanly(tmp_path: Path) -> None:
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", SERVICE, str(tmp_path)], env=environment)
 
+    def said_of_the_store() -> str:
+        said = status.read(tmp_path).get("record")
+        return str(said.values["store"]) if said else ""
+
     def caught_up(sessions: int) -> bool:
         said = status.read(tmp_path).get("record")
-        return bool(said and said.values.get("backlog_bytes") == 0 and said.values.get("sessions_open") == sessions)
+        return bool(
+            said
+            and said_of_the_store() == "ok"
+            and said.values.get("backlog_bytes") == 0
+            and said.values.get("sessions_open") == sessions
+        )
 
     service = start()
+    served = None
     try:
+        wait(lambda: "not served" in said_of_the_store())
+        served = subprocess.Popen(
+            [sys.executable, "-m", "appliance", "store", "--data", str(tmp_path)], env=environment
+        )
         wait(lambda: caught_up(1))
         service.kill()
         service.wait(20)
@@ -446,21 +461,22 @@ def test_the_service_stores_publishes_and_ends_cleanly(tmp_path: Path) -> None:
         wait(lambda: caught_up(2))
         service.send_signal(signal.SIGTERM)
         assert service.wait(30) == 0
+        assert "record" not in status.read(tmp_path)
+        with open_store(settings, "reader", embed=False) as store:
+            counted = store.select(
+                "SELECT client_port, uniqExact(session_id, seq) AS a, count() AS b FROM sessions GROUP BY client_port"
+            )
+            assert sorted((row["client_port"], row["a"] == row["b"]) for row in counted) == [(7, True), (40000, True)]
+            rows = open_sessions(store, "gw", "wire")
     finally:
         service.kill()
         service.wait(20)
-    assert "record" not in status.read(tmp_path)
-    with open_store(settings, "writer") as store:
-        counted = store.select(
-            "SELECT client_port, uniqExact(session_id, seq) AS a, count() AS b FROM sessions GROUP BY client_port"
-        )
-        assert sorted((row["client_port"], row["a"] == row["b"]) for row in counted) == [(7, True), (40000, True)]
-        from appliance.store.unfinished import open_sessions
-
-        rows = open_sessions(store, "gw", "wire")
-        assert [row.client_port for row in rows] == [40000, 7]
-        assert rows[0].started_ns == T0
-        assert rows[0].ending is Ending.OPEN
+        if served is not None:
+            served.terminate()
+            served.wait(30)
+    assert [row.client_port for row in rows] == [40000, 7]
+    assert rows[0].started_ns == T0
+    assert rows[0].ending is Ending.OPEN
 
 
 def test_rows_are_what_the_store_will_sort() -> None:

@@ -10,7 +10,7 @@ import httpx2 as httpx
 import typer
 
 from appliance.cli.output import Json, emit, facts, table
-from appliance.errors import MalformedInput, Refused, Unavailable
+from appliance.errors import MalformedInput, Refused, Unavailable, VerbatimError
 
 app = typer.Typer(
     name="lease", help="Bind this host to an identity, so that its traffic may pass.", no_args_is_help=True
@@ -28,6 +28,7 @@ Token = Annotated[
 ]
 RunId = Annotated[str, typer.Option("--run-id", help="Names the agent's task in every record.")]
 For = Annotated[float | None, typer.Option("--seconds", min=1, help="Ask for less than the gateway's maximum.")]
+FAULTS: dict[int, type[VerbatimError]] = {400: MalformedInput, 413: MalformedInput, 503: Unavailable}
 LeaseId = Annotated[str, typer.Argument(metavar="LEASE")]
 
 
@@ -125,4 +126,4 @@ def _call(gateway: str, ca: Path | None, token_file: Path | None, method: str, p
         message = str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = f"{gateway}: HTTP status {answer.status_code}"
-    raise Unavailable(message) if answer.status_code == 503 else Refused(message)
+    raise FAULTS.get(answer.status_code, Refused)(message)

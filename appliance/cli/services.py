@@ -10,6 +10,7 @@ from appliance.cli import supervise
 from appliance.cli.output import Config, Data, Json, console, emit, facts
 from appliance.doctor import Level, examine
 from appliance.identity import ca as authority
+from appliance.lock import only
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +48,9 @@ def record(config_file: Config = None, data: Data = None, json: Json = False) ->
     """Turn the journal into sessions and messages, and put them into the store."""
     from appliance import record as recorder
 
-    recorder.run(config.load(config_file, data=data))
+    settings = config.load(config_file, data=data)
+    with only(settings.data, "record"):
+        recorder.run(settings)
 
 
 def store(config_file: Config = None, data: Data = None, json: Json = False) -> None:

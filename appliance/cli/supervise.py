@@ -4,15 +4,11 @@ In production each is a systemd unit of its own; this is the same for one termin
 forked (the store's engine does not survive a fork), and end with their supervisor.
 """
 
-import contextlib
 import ctypes
-import fcntl
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,8 +18,8 @@ import structlog
 from appliance import log, status
 from appliance.cli.output import emit, errors
 from appliance.config import Settings
-from appliance.errors import Refused
 from appliance.health import judge
+from appliance.lock import only
 
 PR_SET_PDEATHSIG = 1
 START_SECONDS = 60.0
@@ -140,27 +136,8 @@ def up(settings: Settings, config_file: Path | None, *, as_json: bool) -> int:
     options = ["--data", str(settings.data)] + (["--config", str(config_file)] if config_file else [])
     names = ("wire", "record", "api") if settings.store.url else ("store", "wire", "record", "api")
     children = [Child(name, [sys.executable, "-m", "appliance", name, *options]) for name in names]
-    with _alone(status.run_folder(settings.data) / "up.lock"):
+    with only(settings.data, "up"):
         return Supervisor(settings, children).run(as_json=as_json)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of the one supervisor of a data folder. Raises `Refused` while another one has it."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(file, 20).decode("ascii", "replace").strip() or "another"
-            raise Refused(
-                f"{path.parent.parent}: 'verbatim up' is running (process {holder}); stop that first"
-            ) from None
-        os.truncate(file, 0)
-        os.write(file, b"%d\n" % os.getpid())
-        yield
-    finally:
-        os.close(file)
 
 
 def _end_with_parent() -> None:

@@ -18,6 +18,8 @@ SECRET_NAMES = frozenset(
 )
 _MARKS = frozenset(("grant_type", "client_secret", "client_assertion"))  # a form with one of these is a token request
 
+_TOKENS = frozenset(("access_token", "refresh_token", "id_token"))
+
 _NAMES = (b"authorization", b"proxy-authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 _FIELD = re.compile(
     rb"^[ \t]*(%b)[ \t]*:"
@@ -70,14 +72,18 @@ def opens_secret_field(line: bytes) -> bool:
 
 
 def stray_secrets(block: bytes) -> list[Range]:
-    """Credentials in bytes that have lost their framing: header lines, token answers, token requests."""
+    """Credentials in bytes that have lost their framing: header lines, token answers, token requests.
+
+    Bodies are looked at line by line: what one line says must not depend on how many came together.
+    """
     found = field_secrets(block)
-    if b'_token"' in block:
-        found += [one for one in json_secrets(block) if one[2] in ("access_token", "refresh_token", "id_token")]
-    if b"grant_type=" in block or b"client_secret=" in block:
-        for line in _LINE.finditer(block):
-            for start, end, what in form_secrets(line.group(), certain=False) or []:
-                found.append((line.start() + start, line.start() + end, what))
+    answers = b'_token"' in block
+    requests = b"grant_type=" in block or b"client_secret=" in block
+    for line in _LINE.finditer(block) if answers or requests else ():
+        text = line.group()
+        inside = [one for one in json_secrets(text) if one[2] in _TOKENS] if answers else []
+        inside += (form_secrets(text, certain=False) or []) if requests else []
+        found += [(line.start() + start, line.start() + end, what) for start, end, what in inside]
     return found
 
 

@@ -49,7 +49,8 @@ def load_or_create(data: Path, node: str, now: datetime | None = None) -> Author
     if key_path.exists() != certificate_path.exists():
         raise DamagedEvidence(f"{folder}: only one of ca.key and ca.crt is there; restore the other from a backup")
     if not key_path.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each in (data, folder):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
         authority = _make(node, now or datetime.now(UTC))
         write_private(key_path, private_pem(authority.key))
         certificate_path.write_bytes(authority.pem)

@@ -212,7 +212,7 @@ class Verifier:
         except (BadSignatureError, InvalidKeyIdError) as error:
             raise Refused("token: its signature is not valid") from error
         except (JoseError, ValueError, TypeError) as error:
-            raise Refused(f"token: {type(error).__name__}") from error
+            raise Refused("token: does not fit its issuer's key; get a new token") from error
         return self._judge(decoded.claims, issuer, token)
 
     def _judge(self, claims: Mapping[str, Any], issuer: Issuer, token: str) -> Verified:

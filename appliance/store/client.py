@@ -33,10 +33,10 @@ class Store:
     back: to open chDB itself would lock the service out.
     """
 
-    def __init__(self, open_link: Callable[[bool], Link]) -> None:
+    def __init__(self, open_link: Callable[[bool], Link], link: Link | None = None) -> None:
         self._open = open_link
         self._served = False
-        self._link: Link | None = open_link(False)
+        self._link = link
         self._closed = False
         self._turn = threading.Lock()
 
@@ -153,10 +153,16 @@ def open_store(settings: Settings, role: Role, embed: bool = True) -> Store:
     """Open the store of `settings` as 'writer' or 'reader'.
 
     `store.url`, if set, names a ClickHouse server. Else a live `verbatim store` of the data folder is used; else chDB
-    runs in this process, after waiting up to 30 s for another process to let go of the folder. Without `embed` it never
-    does: that is for processes that run beside the service. Raises `Unavailable`.
+    runs in this process, after waiting up to 30 s for another process to let go of the folder. Raises `Unavailable`.
+
+    Without `embed` it never does, and connects at the first call: that is for processes that run beside the service,
+    which may start later than they do.
     """
-    return Store(lambda served: connect(settings, role, embed and not served))
+
+    def open_link(served: bool) -> Link:
+        return connect(settings, role, embed and not served)
+
+    return Store(open_link, open_link(False) if embed else None)
 
 
 def _unicode(values: Collection[object]) -> None:

@@ -1,5 +1,6 @@
 """One connection to the store: to a server, to the live service of the data folder, or to chDB in this process."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ WAIT_SECONDS = 30.0  # for another process to let go of the data folder
 POLL_SECONDS = 0.1
 CONNECT_SECONDS = 10
 ANSWER_SECONDS = 300
+logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # what it has to say, our errors say
 
 
 class Service(msgspec.Struct, frozen=True):

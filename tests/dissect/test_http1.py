@@ -628,3 +628,12 @@ def test_cut_does_not_matter(turns: list[Turn]) -> None:
     assert said(whole) == said(pieces)
     assert whole.stored(C) == pieces.stored(C)
     assert whole.stored(S) == pieces.stored(S)
+
+
+def test_lost_lines_are_judged_one_by_one() -> None:
+    """A quotation mark in one line must not change what the next one is."""
+    head = b"HTTP/1.1 200 OK\r\n"
+    rest = b'GET / HTTP/1.1\r\n{"access_token":"z"GET / HTTP/1.1\r\n'
+    for turns in ([(C, head), (C, b'"'), (C, rest)], [(C, head + b'"' + rest)]):
+        for split in (None, 1):
+            assert b'"access_token":"*"' in play(Http1, turns, split=split).stored(C)

@@ -171,6 +171,46 @@ def test_issuer_down_old_keys_serve_for_a_while_and_no_longer() -> None:
         provider.verifier.verify(sign(claims(exp=NOW + 9000)))
 
 
+def test_who_has_a_usable_key_does_not_wait_while_the_issuer_hangs() -> None:
+    provider = Provider(RSA)
+    provider.verifier.verify(sign(claims(exp=NOW + 5000)))
+    provider.now += 400  # older than jwks_refresh
+    asked, answer = threading.Event(), threading.Event()
+    usual = provider.fetch
+
+    def hang(issuer: Issuer, url: str) -> Any:
+        asked.set()
+        answer.wait(20)
+        provider.down = True
+        return usual(issuer, url)
+
+    provider.verifier._keys[ISSUER].fetch = hang
+    first = threading.Thread(target=provider.verifier.verify, args=(sign(claims(exp=NOW + 5000)),))
+    first.start()
+    assert asked.wait(10)
+    assert provider.verifier.verify(sign(claims(exp=NOW + 5000))).identity.subject == "alice"
+    assert first.is_alive()
+    answer.set()
+    first.join(10)
+    assert not first.is_alive()
+
+
+def test_an_issuer_that_times_out_is_left_alone_for_a_while() -> None:
+    provider = Provider(RSA)
+    usual = provider.fetch
+
+    def slow(issuer: Issuer, url: str) -> Any:
+        provider.now += 2 * MIN_REFETCH
+        provider.down = True
+        return usual(issuer, url)
+
+    provider.verifier._keys[ISSUER].fetch = slow
+    for _ in range(3):  # those who waited for the first one's answer
+        with pytest.raises(Unavailable):
+            provider.verifier.verify(sign(claims(exp=NOW + 5000)))
+    assert len(provider.fetched) == 1
+
+
 def test_issuer_down_from_the_start() -> None:
     provider = Provider(RSA)
     provider.down = True

@@ -171,8 +171,11 @@ def test_after_a_failure_the_next_call_connects_anew() -> None:
 def test_who_had_the_service_does_not_lock_it_out(tmp_path: Path) -> None:
     """The service dies and starts again; in between, nobody else opens its folder."""
     settings = Settings(data=tmp_path)
-    with pytest.raises(Unavailable, match="is not served now; start `verbatim store`"):
-        open_store(settings, "reader", embed=False)
+    with (
+        open_store(settings, "reader", embed=False) as early,
+        pytest.raises(Unavailable, match="is not served now; start `verbatim store`"),
+    ):
+        early.last_position("kept")
     with serving(tmp_path) as process:
         store = open_store(settings, "writer")
         store.insert([samples.event("kept", 9)])
