@@ -47,7 +47,7 @@ def test_taken_listed_renewed_and_revoked(command: Command, lab: Lab, family: in
         (["take", "--run-id", "two words"], "", 2, "run_id"),
         (["revoke", "0123456789abcdef"], "", 1, "no live lease of yours"),
         (["take"], "http://10.20.1.1:8443", 2, "must begin with https://"),
-        (["take"], "https://10.20.1.1:1", 3, "https://10.20.1.1:1"),
+        (["take"], "https://127.0.0.1:1", 3, "https://127.0.0.1:1"),
     ],
     ids=["run id", "unknown lease", "no TLS", "nobody there"],
 )
