@@ -8,7 +8,14 @@ from typing import Final
 
 from appliance.dissect import Output
 from appliance.dissect.http_head import START
-from appliance.dissect.http_secrets import ends_in_secret_field, field_secrets, mask, opens_secret_field, stray_secrets
+from appliance.dissect.http_secrets import (
+    ends_in_secret_field,
+    field_secrets,
+    mask,
+    missing_name,
+    opens_secret_field,
+    stray_secrets,
+)
 from appliance.dissect.raw import Raw
 from appliance.model import Direction, Redaction
 
@@ -37,6 +44,7 @@ class Lost:
         self._line_start = not inside
         self._secret = opens_secret_field(inside)
         self._folds = False  # the last whole line was a credential's: a folded line goes on with it
+        self._first = not inside  # of a line whose begin nobody saw: its field's name may have lost its first bytes
         self._scanned = 0
 
     def search(self, buffer: bytearray, offset: int, ts_ns: int, out: Output) -> bool:
@@ -85,7 +93,8 @@ class Lost:
                 out.append(Redaction(self._direction, offset, offset + hidden, "authorization"))
             block = b"*" * hidden + block[hidden:]
         elif self._line_start:
-            before = _BEFORE if self._folds else b""
+            before = _BEFORE if self._folds else missing_name(block) if self._first else b""
+            self._first = False
             lines = before + block
             ranges = stray_secrets(lines)
             at = offset - len(before)

@@ -71,6 +71,14 @@ def opens_secret_field(line: bytes) -> bool:
     return _FIELD.match(line) is not None or (name != b"" and any(field.startswith(name) for field in _NAMES))
 
 
+def missing_name(block: bytes) -> bytes:
+    """What must stand before `block` if it begins within the name of a credential's field; b"" if it does not."""
+    name, colon, _ = block.partition(b":")
+    name = name.rstrip(b" \t").lower()
+    whole = [field for field in _NAMES if colon and field != name and field.endswith(name)]
+    return whole[0][: len(whole[0]) - len(name)] if whole else b""
+
+
 def stray_secrets(block: bytes) -> list[Range]:
     """Credentials in bytes that have lost their framing: header lines, token answers, token requests.
 

@@ -637,3 +637,11 @@ def test_lost_lines_are_judged_one_by_one() -> None:
     for turns in ([(C, head), (C, b'"'), (C, rest)], [(C, head + b'"' + rest)]):
         for split in (None, 1):
             assert b'"access_token":"*"' in play(Http1, turns, split=split).stored(C)
+
+
+@pytest.mark.parametrize("lost", range(1, len(b"Authorization") + 1))
+def test_a_credential_whose_name_lost_its_begin(lost: int) -> None:
+    line = b"\r\nAuthorization: Bearer sesame\r\n\r\n"
+    turns: list[Turn] = [(C, b"GET / HTTP/1.1\r\nHost: h"), (C, Gap(2 + lost)), (C, line[2 + lost :])]
+    for split in (None, 1):
+        assert b"sesame" not in play(Http1, turns, split=split).stored(C)
