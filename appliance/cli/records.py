@@ -298,7 +298,7 @@ def _hit(hit: dict[str, Any]) -> tuple[str, ...]:
         _who(hit["session"]["identity"]),
         hit["protocol"],
         hit["kind"],
-        hit["snippet"],
+        " ⏎ ".join(line.strip() for line in hit["snippet"].splitlines() if line.strip()),
     )
 
 
