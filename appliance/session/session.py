@@ -3,6 +3,7 @@
 Every row goes to the list that the caller passes in, in order; each table's `seq` counts from 0.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ class Birth:
     flow: int
 
 
-class Session:
+class Session(ABC):
     """Base of `TcpSession` and `DatagramSession`, which turn packets into `_data`, `_lost` and findings."""
 
     __slots__ = (
@@ -309,11 +310,13 @@ class Session:
 
     # -- for transports to say -------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _finish_streams(self, out: list[Row]) -> None:
-        raise NotImplementedError
+        """Bring out what the streams still hold."""
 
+    @abstractmethod
     def _sides(self) -> tuple[coverage.Side, coverage.Side]:
-        raise NotImplementedError
+        """What was seen of the client's and of the server's direction."""
 
     def _attrs(self, sides: tuple[coverage.Side, coverage.Side]) -> dict[str, Any]:
         attrs = self.conversation.attrs | {"coverage": coverage.statement(sides, self.kernel)}
