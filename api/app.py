@@ -68,8 +68,8 @@ def run(settings: Settings) -> None:
     ours = authority.load_or_create(settings.data, settings.node)
     certificate, key = authority.api_certificate(ours, settings.data, names(settings))
     wire = Client(run_folder(settings.data) / "wire.sock")
-    with open_store(settings, "reader", embed=False) as store:
-        app = create(Parts(settings, Verifier(settings.issuers), ours, store, wire))
+    with open_store(settings, "reader", embed=False) as store, open_store(settings, "writer", embed=False) as audit:
+        app = create(Parts(settings, Verifier(settings.issuers), ours, store, audit, wire))
         sockets = [listen(address) for address in settings.api.listen]
         structlog.get_logger().info("api listens", addresses=list(settings.api.listen), ca=ours.fingerprint)
         server(app, certificate, key).run(sockets=sockets)

@@ -1,5 +1,6 @@
 """What routes depend on: the verified caller, the caller's roles, the store, the wire process."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -13,9 +14,11 @@ from appliance.errors import MalformedInput, Refused
 from appliance.identity.ca import Authority
 from appliance.identity.oidc import Verified, Verifier
 from appliance.store.client import Store
+from appliance.store.rows import AuditRow
 from appliance.wire.control import Client
 
 READERS = frozenset({"auditor", "investigator", "admin"})
+AUDITORS = frozenset({"auditor", "admin"})
 ADMIN = "admin"
 
 
@@ -27,6 +30,7 @@ class Parts:
     verifier: Verifier
     authority: Authority
     store: Store
+    audit: Store  # the same store, open for writing: who read what
     wire: Client
 
 
@@ -56,10 +60,15 @@ def caller(request: Request) -> Verified:
         raise Unauthenticated(str(error)) from error
 
 
-def with_role(roles: frozenset[str]) -> Callable[[Verified], Verified]:
-    def check(caller: Annotated[Verified, Depends(caller)]) -> Verified:
+def with_role(roles: frozenset[str]) -> Callable[[Request, Verified], Verified]:
+    """Whoever reads records needs a role, and is on record before the answer: no audit row, no answer."""
+
+    def check(request: Request, caller: Annotated[Verified, Depends(caller)]) -> Verified:
         if not caller.roles & roles:
             raise Refused(f"this needs one of the roles {', '.join(sorted(roles))}; ask your identity provider for it")
+        asked = f"{request.url.path}?{request.url.query}" if request.url.query else request.url.path
+        actor = f"{caller.identity.subject} {caller.identity.issuer}"
+        parts(request).audit.insert([AuditRow(time.time_ns(), actor, request.scope["route"].name, asked)])
         return caller
 
     return check
@@ -69,3 +78,4 @@ AnyParts = Annotated[Parts, Depends(parts)]
 Peer = Annotated[str, Depends(peer)]
 Caller = Annotated[Verified, Depends(caller)]
 Reader = Annotated[Verified, Depends(with_role(READERS))]
+Auditor = Annotated[Verified, Depends(with_role(AUDITORS))]

@@ -57,6 +57,13 @@ SIMPLE: tuple[tuple[str, str, type[Metric], str, tuple[str, ...]], ...] = (
     ("verbatim_sessions_open", "Sessions that go on.", GaugeMetricFamily, "record", ("sessions_open",)),
     ("verbatim_rows", "Rows inserted since start.", CounterMetricFamily, "record", ("rows",)),
     ("verbatim_damaged_frames", "Journal frames that could not be read.", CounterMetricFamily, "record", ("damaged",)),
+    (
+        "verbatim_torn_tails",
+        "Journal frames that a crash left half written.",
+        CounterMetricFamily,
+        "record",
+        ("torn_tails",),
+    ),
 )
 
 

@@ -167,6 +167,7 @@ class Recorder:
             "sessions_open": machine.sessions_open if machine else 0,
             "rows": self.stored,
             "damaged": machine.damaged if machine else 0,
+            "torn_tails": self._reader.torn_tails,
             "store": self.fault or "ok",
         }
 

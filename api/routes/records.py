@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
 from fastapi.responses import StreamingResponse
 
-from api.deps import AnyParts, Parts, Reader
+from api.deps import AnyParts, Auditor, Parts, Reader
 from api.errors import NotFound
 from appliance.model import Direction
 from appliance.store import query
@@ -138,6 +138,21 @@ def events(
     """What happened outside of sessions (refusals, leases, restarts): `{"events": [...], "next": cursor or null}`."""
     page = query.events(parts.store, kind, address, since, until, limit, cursor)
     return {"events": page.items, "next": page.cursor}
+
+
+@router.get("/audit")
+def audit(
+    auditor: Auditor,
+    parts: AnyParts,
+    actor: Name = "",
+    since: Moment = None,
+    until: Moment = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> dict[str, Any]:
+    """Who read what through this API, newest first: `{"audit": [...], "next": cursor or null}`."""
+    page = query.audit(parts.store, actor, since, until, limit, cursor)
+    return {"audit": page.items, "next": page.cursor}
 
 
 def _session(parts: Parts, session_id: UUID) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Verbs over records: ingest, sessions, messages, stream, search, events, replay, export."""
+"""Verbs over records: ingest, sessions, messages, stream, search, events, audit, replay, export."""
 
 import base64
 import sys
@@ -35,7 +35,7 @@ Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="RFC 
 
 
 def register(app: typer.Typer) -> None:
-    for verb in (ingest, sessions, messages, stream, search, events, replay, export):
+    for verb in (ingest, sessions, messages, stream, search, events, audit, replay, export):
         app.command()(verb)
 
 
@@ -185,6 +185,26 @@ def events(
         found = list(rows)
     table(("time", "kind", "address", "what"), ((e["time"][:23], e["kind"], e["address"], e["text"]) for e in found))
     _more(len(found), limit, "events")
+
+
+def audit(
+    actor: Annotated[str, typer.Option(help="Subject and issuer, as the list shows them.")] = "",
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = None,
+    config_file: Config = None,
+    data: Data = None,
+    json: Json = False,
+) -> None:
+    """List who searched and read what through the API, newest first."""
+    with _reader(config_file, data) as store:
+        rows = _pages(lambda size, cursor: query.audit(store, actor, since, until, size, cursor), limit, json)
+        if json:
+            _emit_all(rows)
+            return
+        found = list(rows)
+    table(("time", "actor", "action", "what"), ((a["time"][:23], a["actor"], a["action"], a["object"]) for a in found))
+    _more(len(found), limit, "audit records")
 
 
 def replay(

@@ -31,7 +31,6 @@ MAX_SHORT = 30000  # of a message that has no reason to be long
 MAX_STARTUP = 10000
 MAX_CREDENTIAL = 65535  # of a PasswordMessage, SASLInitialResponse, SASLResponse or GSSResponse
 MAX_SEARCH = 1 << 20  # bytes searched after a gap before giving up
-MAX_SEARCH_MESSAGE = 65535  # a message longer than this is not a place to go on from
 MAX_REDACTED = 1 << 18  # bytes of one direction redacted at most: redaction must not become a place to hide
 HEADER = 5
 CANCEL: Final = struct.pack("!I", 80877102)  # code of a CancelRequest, which holds a key behind its process id
@@ -386,7 +385,7 @@ _PLACES = {
 def search(data: bytes, known: bytes) -> tuple[int, int]:
     """Where to go on in bytes whose context is lost: (place, 0), or (bytes to pass over, bytes needed from there).
 
-    A place is a message of a known type and of at most `MAX_SEARCH_MESSAGE` bytes which the header of another one
+    A place is a message of a known type and of at most 65,535 bytes which the header of another one
     follows, or which ends the data and is ReadyForQuery, Sync, Terminate or a Query with its NUL at its end.
     """
     at = 0

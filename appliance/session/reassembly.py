@@ -35,7 +35,6 @@ HOLE_NS = 50_000_000
 MAX_SHIFT = 1 << 20  # how far a midstream start may still move back
 MASK = 0xFFFFFFFF
 HALF = 1 << 31
-UNSCALED_MAX = 14  # RFC 7323 §2.3: the largest window scale, assumed where the SYN was not seen
 _NEVER = -1
 
 

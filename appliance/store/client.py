@@ -55,10 +55,6 @@ class Store:
                         f"store took {taken} of {block.rows} rows for {table.name}; the batch may be repeated safely"
                     )
 
-    def audit(self, ts_ns: int, actor: str, action: str, object_: str, reason: str = "") -> None:
-        """Record who did what through the API."""
-        self.insert([rows.AuditRow(ts_ns, actor, action, object_, reason)])
-
     def last_seqs(self, table: str, ids: Collection[UUID]) -> dict[UUID, int]:
         """Highest `seq` stored in `table` (sessions, messages, chunks, findings) of each session that has any row."""
         if table not in KEYED:

@@ -178,3 +178,35 @@ def events(
     )
     more = paging.after(found, size, lambda row: [row["ts_ns"], row["stream"], row["position"]])
     return Page([shapes.event(row) for row in found[:size]], more)
+
+
+def audit(
+    store: Store,
+    actor: str = "",
+    since: When = None,
+    until: When = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> Page:
+    """Who read what through the API, newest first."""
+    size = paging.size(limit, MAX_LIMIT)
+    low, high = paging.bounds(since, until)
+    where = Conditions("f")
+    where.add("ts >= fromUnixTimestamp64Nano({since:Int64}) AND ts < fromUnixTimestamp64Nano({until:Int64})")
+    where.parameters |= {"since": low, "until": high}
+    where.equal("actor", actor)
+    if cursor is not None:
+        before, who, what = paging.key(cursor, int, str, str)
+        where.add(
+            "(ts, actor, object) < (fromUnixTimestamp64Nano({before:Int64}), {who:String}, {what:String})",
+            before=before,
+            who=who,
+            what=what,
+        )
+    found = store.select(
+        "SELECT toUnixTimestamp64Nano(ts) AS ts_ns, actor, action, object FROM audit "
+        f"WHERE {where} ORDER BY ts DESC, actor DESC, object DESC LIMIT {size + 1}",
+        where.parameters,
+    )
+    more = paging.after(found, size, lambda row: [row["ts_ns"], row["actor"], row["object"]])
+    return Page([shapes.audit(row) for row in found[:size]], more)

@@ -52,13 +52,12 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """Who did what to which object through the API, and the reason given."""
+    """Who (subject and issuer) did what (a route's name) to which object (its path and query) through the API."""
 
     ts_ns: int
     actor: str
     action: str
     object: str
-    reason: str = ""
 
 
 def json_text(value: object) -> str:
@@ -203,7 +202,6 @@ AUDIT = Table(
         ("actor", "String", lambda r: r.actor),
         ("action", "String", lambda r: r.action),
         ("object", "String", lambda r: r.object),
-        ("reason", "String", lambda r: r.reason),
     ),
 )
 TABLES: dict[type, Table] = {

@@ -146,8 +146,7 @@ CREATE TABLE IF NOT EXISTS audit
     ts DateTime64(9, 'UTC'),
     actor LowCardinality(String),
     action LowCardinality(String),
-    object String CODEC(ZSTD(3)),
-    reason String CODEC(ZSTD(3))
+    object String CODEC(ZSTD(3))
 )
 ENGINE = MergeTree
 PARTITION BY toYYYYMMDD(ts)

@@ -116,3 +116,12 @@ def event(row: Json) -> Json:
         "text": row["text"],
         "attrs": json.loads(row["attrs"]),
     }
+
+
+def audit(row: Json) -> Json:
+    return {
+        "time": times.rfc3339(row["ts_ns"]),
+        "actor": row["actor"],
+        "action": row["action"],
+        "object": row["object"],
+    }

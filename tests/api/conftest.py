@@ -164,11 +164,17 @@ def leases() -> Leases:
 
 
 @pytest.fixture
-def caller(settings: Settings, store: Store, leases: Leases) -> Callable[..., TestClient]:
+def audit(settings: Settings, store: Store) -> Iterator[Store]:
+    with open_store(settings, "writer", embed=False) as writer:
+        yield writer
+
+
+@pytest.fixture
+def caller(settings: Settings, store: Store, audit: Store, leases: Leases) -> Callable[..., TestClient]:
     """Makes clients that call from an address, with or without a token."""
     verifier = Verifier(settings.issuers, fetch=lambda issuer, url: KeySet([KEY]).as_dict(private=False))
     authority = ca.load_or_create(settings.data, settings.node)
-    app = create(Parts(settings, verifier, authority, store, cast(Client, leases)))
+    app = create(Parts(settings, verifier, authority, store, audit, cast(Client, leases)))
 
     def make(bearer: str | None = None, address: str = "10.0.0.5") -> TestClient:
         headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}

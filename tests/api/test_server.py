@@ -67,7 +67,7 @@ def is_over(sock: ssl.SSLSocket) -> bool:
 def served(settings: Settings, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder: Path = tmp_path_factory.mktemp("server")
     authority = ca.load_or_create(folder, "gateway")
-    parts = Parts(settings, Verifier(settings.issuers), authority, store, cast(Client, Leases()))
+    parts = Parts(settings, Verifier(settings.issuers), authority, store, store, cast(Client, Leases()))
     running = make(create(parts), *ca.api_certificate(authority, folder, ["127.0.0.1"]))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -172,3 +172,8 @@ def test_missing_folder_is_not_made(tmp_path: Path) -> None:
     said = run("sessions", "--data", str(tmp_path / "none"))
     assert (said.returncode, b"no such folder" in said.stderr) == (2, True)
     assert not (tmp_path / "none").exists()
+
+
+def test_audit_of_a_folder_that_no_api_served(verbatim: Verbatim) -> None:
+    assert objects(verbatim("audit", "--json")) == []
+    assert verbatim("audit").stderr == b"no audit records\n"

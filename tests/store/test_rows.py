@@ -15,7 +15,7 @@ EVERY: list[Row | rows.AuditRow] = [
     samples.chunk(1, 0, Direction.CLIENT, 0, b"\0\xff", redacted=((0, 1),)),
     samples.finding(1, 0),
     samples.event("stream", 1),
-    rows.AuditRow(1, "alice", "search", "query", "incident 7"),
+    rows.AuditRow(1, "alice", "search", "query"),
 ]
 
 
