@@ -20,6 +20,10 @@ What must hold
 - A byte that a dissector may still redact is not in any row.
 
 Recorded is not delivered. A segment is recorded before it is forwarded and can be lost behind the gateway; the sender
-then repeats it. An identical repetition is no finding; a different one is a conflict: the first copy stays the stream,
-the other one is kept beside it, and nobody but the receiver knows which of them it read.
+then repeats it. An identical repetition is no finding; a different one is a conflict: the stream has the copy that a
+Linux receiver keeps of segments that arrive in this order, the other one is kept beside it. What Linux drops on arrival
+(wrong checksum, old time stamp, beyond the window, ...) is taken only when the receiver acknowledges it. So the stream
+is what the receiver read, unless a segment of a conflict was lost behind the gateway, the receiver is another system,
+or Linux joined two waiting segments or not, as their memory happened to lie: then nobody but the receiver knows, and
+both copies are there.
 """

@@ -5,7 +5,9 @@ Pure and picklable: no clock, no file. Recorded time only moves forward; everyth
 records were cut into frames.
 """
 
+import struct
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,20 +20,42 @@ from appliance.session import events
 from appliance.session.datagrams import DatagramSession
 from appliance.session.fragments import Fragments
 from appliance.session.identifiers import frame_position, session_id
-from appliance.session.packets import ICMP, ICMP6, TCP, UDP, network, transport, window_scale
+from appliance.session.memory import LOOK_BYTES
+from appliance.session.packets import ICMP, ICMP6, STAMP, TCP, UDP, checksum_holds, network, options, transport
 from appliance.session.session import ENDINGS, Birth
 from appliance.session.sessions import AnySession, Key, Sessions, choose, key_of
-from appliance.session.tcp import ACK, SYN, Segment, TcpSession
-from appliance.wire.abi import RECORD_F_FRAGMENT, RECORD_F_RELATED, Flow, FlowEnd, Kind, Lane, Record, unpack_address
+from appliance.session.tcp import ACK, RST, SYN, UNUSUAL, URG, Segment, TcpSession
+from appliance.wire.abi import (
+    RECORD_F_FRAGMENT,
+    RECORD_F_GSO,
+    RECORD_F_RELATED,
+    RECORD_F_UNVERIFIED,
+    Flow,
+    FlowEnd,
+    Kind,
+    Lane,
+    Record,
+    unpack_address,
+)
 from appliance.wire.clock import CLOCK
-from appliance.wire.records import records
+from appliance.wire.records import SIZE, scan
 
-VERSION = 2  # of the pickled state
+VERSION = 3  # of the pickled state
+PART_BYTES = 1 << 17  # of a span, that the rows of one part come from
 TICK_NS = 100_000_000
+STEP_NS = 1_000_000  # by which wall and boot clock may differ from before without one having been set
+TOLD_STEP_NS = 10_000_000
 MAX_IDENTITIES = 65536  # leases remembered
+PACKET = int(Kind.PACKET)
+_SPECIAL = RECORD_F_FRAGMENT | RECORD_F_RELATED | RECORD_F_UNVERIFIED
+_BARE = {0x45: 40, **dict.fromkeys(range(0x60, 0x70), 60)}  # bytes of headers without options, by the first byte
+_STAMP = struct.Struct(">I")
+_LENGTH, _TIME = 9, 10  # places among a record's fields
 LANES = frozenset(Lane)
 FLOW_ENDS = frozenset(FlowEnd)
 _WELL_KNOWN = 1024
+_HANDED_OUT = range(32768, 61000)  # ip_local_port_range(7)
+MAX_SUMMED = 9216  # bytes of the longest packet on an Ethernet; capture files have longer ones put together by cards
 
 
 class Assembler:
@@ -51,6 +75,7 @@ class Assembler:
         self._base: int | None = 0  # recorded time minus a record's time; None: to be set by the next CLOCK
         self._left_ns = 0  # wall time when a boot ended
         self._offset: int | None = None  # wall time minus a record's time
+        self._clocked = False  # that is what a CLOCK frame of this boot said
         self._ring = ""
         self._ring_end: int | None = None
         self._identity = UNBOUND
@@ -58,12 +83,25 @@ class Assembler:
         self._sessions = Sessions(settings)
         self._fragments = Fragments()
         self._next_tick = 0
+        self._unseen = 0  # bytes of records since memory was looked at
+        self._looked = -1  # position of the record before which it was
+        self.relieved = 0  # times that memory had to be given up
 
     # -- what the recorder asks ------------------------------------------------------------------------------------
 
     @property
     def sessions_open(self) -> int:
         return len(self._sessions)
+
+    @property
+    def weight(self) -> int:
+        """Bytes of the sessions' state in memory, about."""
+        return self._sessions.weight
+
+    def use(self, settings: config.Record) -> None:
+        """Go on within these limits: the state may come from a time when others were set."""
+        self.settings = settings
+        self._sessions.use(settings)
 
     @property
     def held_bytes(self) -> int:
@@ -77,11 +115,26 @@ class Assembler:
 
     def feed(self, frame: Frame | Damage) -> list[Row]:
         """Take the next frame, or the news that frames are missing."""
+        return [row for part in self.parts(frame) for row in part]
+
+    def parts(self, frame: Frame | Damage) -> Iterator[list[Row]]:
+        """The same in parts: a span can hold far more in compressed bodies than its own size. Go on to the end."""
         out: list[Row] = []
+        if isinstance(frame, Frame) and frame.kind is FrameKind.SPAN:
+            for _ in self._span(frame, out):
+                self.rows += len(out)
+                yield out[:]
+                out.clear()
+        else:
+            self._told(frame, out)
+        self.rows += len(out)
+        if out:
+            yield out
+
+    def _told(self, frame: Frame | Damage, out: list[Row]) -> None:
+        """Everything but spans."""
         if isinstance(frame, Damage):
             self._damage(frame, out)
-        elif frame.kind is FrameKind.SPAN:
-            self._span(frame, out)
         elif frame.kind is FrameKind.CLOCK:
             self._clock(frame, out)
         else:
@@ -95,12 +148,11 @@ class Assembler:
                 self._fragments.give_up()
                 self._tell_fragments(frame_position(frame.number), out)
                 self._sessions.end_all(Ending.EOF, self.now, out)
-        self.rows += len(out)
-        return out
 
     # -- frames ----------------------------------------------------------------------------------------------------
 
-    def _span(self, frame: Frame, out: list[Row]) -> None:
+    def _span(self, frame: Frame, out: list[Row]) -> Iterator[None]:
+        """Yields each time that `PART_BYTES` were read."""
         start = 0
         if frame.layout is Layout.RING:
             seen = self._ring_end
@@ -112,10 +164,21 @@ class Assembler:
                 self._ring_gap(frame, {"from": seen, "to": frame.ring_start}, out)
             self._ring_end = frame.ring_end
         try:
-            for position, record, data in records(frame, start):
+            payload, first, pause = frame.payload, frame_position(frame.number), PART_BYTES
+            view = memoryview(payload)
+            for at, fields in scan(frame, start):
                 if self._offset is None:
-                    self._offset = frame.time_ns - record.time
-                self._record(position, record, data, out)
+                    self._offset = frame.time_ns - fields[_TIME]
+                self._unseen += fields[_LENGTH]
+                if self._unseen >= LOOK_BYTES:
+                    self._relieve(first + at, out)
+                if at >= pause:
+                    pause = at + PART_BYTES
+                    yield
+                if self._usual(first + at, fields, payload, at + SIZE, out):
+                    continue
+                record = Record(*fields)
+                self._record(first + at, record, view[at + SIZE : at + SIZE + record.length], out)
         except DamagedEvidence as error:
             self._damage(Damage(frame.number, None, str(error)), out)
 
@@ -125,9 +188,21 @@ class Assembler:
         boottime, unix = CLOCK.unpack(frame.payload)
         if self._base is None:  # the first one after a boot: recorded time goes on by what passed on the wall
             self._base = self.now + max(0, unix - self._left_ns) - boottime
-        self._offset = unix - boottime
+        self._set_clock(frame, unix, boottime, out)
         if boottime:
             self._advance(boottime + self._base, frame_position(frame.number), out)
+
+    def _set_clock(self, frame: Frame, unix: int, boottime: int, out: list[Row]) -> None:
+        """Sessions that are open follow the wall clock forward, never back: their times don't run backwards."""
+        offset = unix - boottime
+        step = 0 if self._offset is None else offset - self._offset
+        if self._clocked and abs(step) < STEP_NS:
+            return
+        if self._clocked and abs(step) >= TOLD_STEP_NS:
+            out.append(events.clock_stepped(self._name, frame, step, unix))
+        for session in self._sessions:
+            session.ahead = max(0, session.ahead - step)
+        self._offset, self._clocked = offset, True
 
     def _lease(self, said: dict[str, Any]) -> None:
         try:
@@ -152,11 +227,21 @@ class Assembler:
             except MalformedInput:
                 self._identity = UNBOUND
         boot, ring, position = events.text_of(said, "boot"), events.text_of(said, "ring"), said.get("position")
-        if self._boot and boot != self._boot and self._base is not None:
-            self._left_ns, self._base = self.wall_ns, None
-        if self._ring and ring != self._ring:
+        last_ns, last_position = self.wall_ns, self._ring_end
+        drained = said.get("after") == self._ring and said.get("until") == self._ring_end
+        if self._ring and ring != self._ring and drained:
+            self._ring_end = None
+        elif self._ring and ring != self._ring:
             self._ring_gap(frame, {"ring": self._ring, "from": self._ring_end, "new_ring": ring}, out)
             self._ring_end = None
+        if self._boot and boot != self._boot:
+            bounds = {"boot": boot, "former_boot": self._boot, "last_ns": last_ns, "first_ns": frame.time_ns}
+            places = {"ring": ring, "position": position, "former_ring": self._ring, "former_position": last_position}
+            out.append(events.rebooted(self._name, frame, bounds | places))
+            self._sessions.end_all(Ending.INTERRUPTED, self.now, out)
+            if self._base is not None:
+                self._left_ns, self._base = last_ns, None
+            self._clocked = False
         if self._ring_end is None and isinstance(position, int):
             self._ring_end = position
         self._boot, self._ring = boot, ring
@@ -198,12 +283,51 @@ class Assembler:
         elif kind == Kind.FLOW_END:
             self._flow_end(position, record, data, wall_ns, out)
 
+    def _usual(self, position: int, fields: tuple[Any, ...], span: bytes, start: int, out: list[Row]) -> bool:
+        """The short way of `_record` for what makes up nearly all traffic: the next segment of a known connection.
+
+        False: it is something else. Time has moved on then, and nothing else has been done.
+        """
+        _, kind, _, _, _, protocol, _, flags, _, length, time, _, flow, _, source, destination = fields[:16]
+        (source_port, destination_port, seq, ack, window, tcp_flags, _, payload, _, _, header, _, _) = fields[16:]
+        if kind != PACKET or protocol != TCP or flags & _SPECIAL or tcp_flags & UNUSUAL != ACK:
+            return False
+        if not 0 < header + payload <= length:
+            return False
+        options = header - _BARE.get(span[start], 0)  # other lengths have IP options, or extension headers
+        if options == 12 and span[start + header - 12 : start + header - 8] == STAMP:
+            (stamp,) = _STAMP.unpack_from(span, start + header - 8)
+        elif options:
+            return False
+        else:
+            stamp = None
+        now = time + (self._base or 0)
+        if now > self.now:
+            self._advance(now, position, out)
+        found = self._sessions.find((source, destination, source_port, destination_port, protocol))
+        if found is None:
+            return False
+        session, side = found
+        assert isinstance(session, TcpSession)  # the protocol is part of the key
+        if not flow:
+            packet = memoryview(span)[start : start + length]
+            if not self._summed(session, side, flags, packet, header + payload):
+                return False
+        data = span[start + header : start + header + payload] if payload else b""
+        wall_ns = time + (self._offset or 0) + session.ahead
+        if not session.usual(side, seq, ack, window, stamp, data, wall_ns, self.now, out):
+            return False
+        if flow:
+            session.flow = flow
+        self._sessions.touched(session)
+        return True
+
     def _special(self, position: int, record: Record, data: memoryview, wall_ns: int, out: list[Row]) -> None:
         if record.flags & RECORD_F_RELATED:
             found = self._sessions.find(key_of(record))
             if found is not None and not found[0].closed and len(data) >= record.header >= 8:
                 kind, code = data[record.header - 8], data[record.header - 7]
-                found[0].icmp_error(found[1], kind, code, len(data), wall_ns, self.now, out)
+                found[0].icmp_error(found[1], kind, code, len(data), wall_ns + found[0].ahead, self.now, out)
                 self._sessions.touched(found[0])
                 return
             self._datagram(
@@ -234,6 +358,7 @@ class Assembler:
             window=head.window,
             payload=len(whole.data) - head.payload,
             header=head.payload,
+            length=0,  # there is no IP header any more
         )
         take = self._tcp if part.protocol == TCP else self._datagram
         take(position, record, memoryview(whole.data), wall_ns, out)
@@ -244,7 +369,8 @@ class Assembler:
         found = self._sessions.find(key_of(record))
         if found is not None:
             text = f"IP fragments overlap with different content ({size} bytes); the first were taken"
-            found[0].finding("overlap", found[1], 0, 0, wall_ns, text, out, {"fragments": True, "bytes": size})
+            at_ns = wall_ns + found[0].ahead
+            found[0].finding("overlap", found[1], 0, 0, at_ns, text, out, {"fragments": True, "bytes": size})
 
     # -- TCP -------------------------------------------------------------------------------------------------------
 
@@ -257,8 +383,10 @@ class Assembler:
             record.window,
             payload,
             bytes(data[header : header + payload]) if payload else b"",
-            window_scale(data) if flags & SYN else None,
+            None,
         )
+        if flags & (SYN | URG) or header != _BARE.get(data[0] if data else 0, 0):
+            segment = _annotated(segment, record, data)
         key = key_of(record)
         found = self._sessions.find(key)
         session: TcpSession | None = None
@@ -277,13 +405,36 @@ class Assembler:
             elif flags & SYN:
                 side = 1 if flags & ACK else 0
             else:
-                side = int(record.source_port < record.destination_port)
+                side = int(_is_server(record.source_port, record.destination_port))
             session = TcpSession(
                 self._birth(position, record, side, wall_ns), self.settings.max_body, self.settings.max_buffer
             )
             self._begin(session, key, record, side, out)
-        session.packet(side, segment, wall_ns, self.now, out)
+        if not self._summed(session, side, record.flags, data, header + payload):
+            segment = segment._replace(fault="bad-checksum")
+        session.packet(side, segment, wall_ns + session.ahead, self.now, out)
         self._sessions.touched(session)
+
+    @staticmethod
+    def _summed(session: TcpSession, side: int, flags: int, packet: memoryview, length: int) -> bool:
+        """Whether the TCP checksum of a packet is right, as far as it can be known; receivers drop it otherwise.
+
+        On the wire the kernel says what nobody has verified. A capture file may hold what network cards complete or put
+        together, or be anonymised: there, only a direction whose checksums were right before is held to it.
+        """
+        if len(packet) < length or flags & RECORD_F_GSO or (session.flow and not flags & RECORD_F_UNVERIFIED):
+            return True
+        where = network(packet)
+        if where is None or not where.start + 20 <= where.end == len(packet):
+            return True
+        if not session.flow and length > MAX_SUMMED:
+            return True
+        if checksum_holds(packet, where.start):
+            session.summed[side] = True
+            return True
+        if session.flow:
+            return False
+        return not session.summed[side] or checksum_holds(packet, where.start, lenient=True)
 
     # -- other protocols -------------------------------------------------------------------------------------------
 
@@ -304,7 +455,7 @@ class Assembler:
         size = record.gso_size if record.protocol == UDP and record.gso_size else payload  # several joined by GRO
         for at in range(start, start + payload, size) if payload > size > 0 else (start,):
             length = min(size, start + payload - at)
-            session.packet(side, bytes(data[at : at + length]), length, wall_ns, self.now, out)
+            session.packet(side, bytes(data[at : at + length]), length, wall_ns + session.ahead, self.now, out)
         self._sessions.touched(session)
 
     # -- the first and the last record of a session ----------------------------------------------------------------
@@ -364,10 +515,52 @@ class Assembler:
             return
         self._next_tick = self.now + TICK_NS
         self._sessions.tick(self.now, self.wall_ns, out)
+        self._relieve(position, out)
         self._fragments.expire(self.now)
         self._tell_fragments(position, out)
+
+    def _relieve(self, position: int, out: list[Row]) -> None:
+        """Keep the sessions' memory within its bound; `position`: of the record that comes next."""
+        self._unseen = 0
+        if position == self._looked:
+            return
+        self._looked = position
+        relief = self._sessions.relieve(self.now, out)
+        if relief is not None:
+            self.relieved += 1
+            out.append(events.memory_short(self._name, position, self.wall_ns, relief, self.settings.max_memory))
 
     def _tell_fragments(self, position: int, out: list[Row]) -> None:
         if self._fragments.lost:
             out.append(events.fragments_lost(self._name, position, self.wall_ns, self._fragments.lost))
             self._fragments.lost = 0
+
+
+def _annotated(segment: Segment, record: Record, data: memoryview) -> Segment:
+    """With what stands in the options and behind the flag for urgent data."""
+    if record.length != len(data):  # put together from fragments: there is no IP header
+        return segment
+    found = options(data)
+    urgent = None
+    where = network(data)
+    if segment.flags & URG and where is not None and where.start + 20 <= len(data):
+        urgent = int.from_bytes(data[where.start + 18 : where.start + 20], "big")
+    long = 18 if segment.flags & RST else 5  # bytes of a list that Linux looks through for MD5 and for AO
+    return segment._replace(
+        fault="malformed-options" if found.broken >= long else "",
+        scale=found.scale if segment.flags & SYN else None,
+        stamp=found.stamp,
+        urgent=urgent,
+        selective=found.selective,
+        signed=found.signed,
+    )
+
+
+def _is_server(port: int, other: int) -> bool:
+    """Which end of a connection is the server where nobody saw it begin: a guess, by the ports.
+
+    Clients have ports of the range that systems hand out, services others, most of them low.
+    """
+    if min(port, other) < _WELL_KNOWN or (port in _HANDED_OUT) == (other in _HANDED_OUT):
+        return port < other
+    return other in _HANDED_OUT

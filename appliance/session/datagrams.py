@@ -56,6 +56,9 @@ class DatagramSession(Session):
     def forget(self) -> None:
         """Nothing is kept that silence makes useless."""
 
+    def unblock(self, out: list[Row]) -> None:
+        self.flush(out)
+
     def _finish_streams(self, out: list[Row]) -> None:
         """Datagrams don't wait for each other."""
 

@@ -6,7 +6,8 @@ import msgspec
 
 from appliance.journal import Damage, Frame, FrameKind
 from appliance.model import EventRow
-from appliance.session.identifiers import FRAGMENTS_LOST, RING_LOST, frame_position
+from appliance.session.identifiers import CLOCK_STEPPED, FRAGMENTS_LOST, MEMORY, REBOOTED, RING_LOST, frame_position
+from appliance.session.memory import Relief
 from appliance.wire.abi import Flow, Reason, Record, Side, unpack_address
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
@@ -68,11 +69,34 @@ def ring_lost(stream: str, frame: Frame, attrs: dict[str, Any]) -> EventRow:
     return EventRow(stream, position, frame.time_ns, "ring-lost", "", text, attrs)
 
 
+def rebooted(stream: str, frame: Frame, attrs: dict[str, Any]) -> EventRow:
+    """The machine started anew: between `last_ns` and `first_ns` (wall time) nothing is on record."""
+    text = "the machine started anew: what its ring held is lost, and sessions that were open are interrupted"
+    position = frame_position(frame.number) + REBOOTED
+    return EventRow(stream, position, frame.time_ns, "rebooted", "", text, attrs)
+
+
+def clock_stepped(stream: str, frame: Frame, step_ns: int, unix_ns: int) -> EventRow:
+    """The wall clock was set, by `step_ns` (negative: back)."""
+    text = f"the wall clock was set {'forward' if step_ns > 0 else 'back'} by {abs(step_ns) / 1e9:.3f} s"
+    attrs = {"step_ns": step_ns, "from_ns": unix_ns - step_ns, "to_ns": unix_ns}
+    position = frame_position(frame.number) + CLOCK_STEPPED
+    return EventRow(stream, position, frame.time_ns, "clock-stepped", "", text, attrs)
+
+
+def memory_short(stream: str, position: int, ts_ns: int, relief: Relief, limit: int) -> EventRow:
+    """The sessions' state had grown past its bound."""
+    text = f"the state of open sessions was {relief.before} bytes, more than {limit}; some of it was given up"
+    return EventRow(stream, position + MEMORY, ts_ns, "memory-short", "", text, relief.attrs(limit))
+
+
 def journal_gap(stream: str, damage: Damage, ts_ns: int) -> EventRow:
     """Frames of the journal that can't be read. Its position lies just before them."""
     count = "an unknown number of" if damage.frames is None else str(damage.frames)
     text = f"{count} frames of the journal from {damage.first_frame} on can't be read: {damage.reason}"
-    attrs = {"first_frame": damage.first_frame, "frames": damage.frames, "reason": damage.reason}
+    attrs: dict[str, Any] = {"first_frame": damage.first_frame, "frames": damage.frames, "reason": damage.reason}
+    if damage.segment:
+        attrs |= {"segment": damage.segment, "start": damage.start, "end": damage.end}
     position = max(0, frame_position(damage.first_frame) - 1)
     return EventRow(stream, position, ts_ns, "journal-gap", "", text, attrs)
 

@@ -1,7 +1,7 @@
 """IP fragments put together (RFC 791 §3.2, RFC 8200 §4.5). The kernel side refuses fragments; capture files have them.
 
-First data wins; IPv6 forbids overlaps (RFC 5722) and IPv4 hosts differ on them, so conflicting bytes are reported.
-Bounded in datagrams, bytes and recorded time.
+A datagram whose fragments overlap is given up, as RFC 8200 §4.5 wants and Linux does for IPv4 too; a fragment of which
+every byte is there already is a repetition, and the first stay. Bounded in datagrams, bytes and recorded time.
 """
 
 from collections import OrderedDict
@@ -24,12 +24,13 @@ class Whole(NamedTuple):
 
 
 class _Datagram:
-    __slots__ = ("conflicting", "end", "parts", "since")
+    __slots__ = ("conflicting", "count", "end", "parts", "since")
 
     def __init__(self, now: int) -> None:
         self.parts = Segments()
         self.end: int | None = None
         self.since = now
+        self.count = 0
         self.conflicting = 0
 
 
@@ -55,10 +56,22 @@ class Fragments:
                 self._drop(next(iter(self._waiting)))
         cut = part.end > len(packet)  # the capture left bytes out
         broken = cut or end > MAX_BYTES or (part.more and len(data) % 8 != 0) or not data
-        if broken or len(datagram.parts) >= MAX_PARTS or (datagram.end is not None and end > datagram.end):
+        if broken or datagram.count >= MAX_PARTS:
             self.lost += 1
             return None
-        datagram.conflicting += sum(len(found.data) for found in datagram.parts.insert(part.offset, data, now))
+        datagram.count += 1
+        top = datagram.parts.end if len(datagram.parts) else 0
+        last = end if datagram.end is None and not part.more else datagram.end
+        if last is not None and (max(end, top) > last or (not part.more and end != last)):  # ends in two places
+            self._drop(key)
+            return None
+        there, differing = datagram.parts.overlap(part.offset, data, now)
+        if 0 < there < len(data):
+            self._drop(key)
+            return None
+        if not there:
+            datagram.parts.insert(part.offset, data, now)
+        datagram.conflicting += sum(len(found.data) for found in differing)
         if not part.more and datagram.end is None:
             datagram.end = end
         if datagram.end is None or datagram.parts.size < datagram.end:
@@ -81,4 +94,4 @@ class Fragments:
             self._drop(next(iter(self._waiting)))
 
     def _drop(self, key: tuple[bytes, bytes, int, int]) -> None:
-        self.lost += len(self._waiting.pop(key).parts)
+        self.lost += self._waiting.pop(key).count

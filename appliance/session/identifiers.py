@@ -8,7 +8,10 @@ from appliance.wire.records import OFFSET_BITS
 # Records begin at multiples of 8 in their span, so the lowest bits of a position are free for events without a record.
 RING_LOST = 1
 STATE_LOST = 2
+CLOCK_STEPPED = 3
 FRAGMENTS_LOST = 4
+REBOOTED = 5
+MEMORY = -2  # before the record: behind all that is said of the one before it
 
 
 def session_id(stream: bytes, position: int, started_ns: int) -> UUID:

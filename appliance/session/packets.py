@@ -59,26 +59,69 @@ def _extensions(packet: bytes | memoryview, end: int) -> Network | None:
     return None
 
 
-def window_scale(packet: bytes | memoryview) -> int | None:
-    """Window scale option of a SYN (RFC 7323 §2.2), at most 14; None if there is none."""
+class Options(NamedTuple):
+    """What matters of a TCP header's options: RFC 7323, RFC 2018; `signed`: RFC 2385 (MD5) or RFC 5925 (AO)."""
+
+    scale: int | None = None  # at most 14
+    stamp: int | None = None
+    selective: bool = False
+    signed: bool = False
+    broken: int = 0  # bytes from where the list is malformed
+
+
+NO_OPTIONS = Options()
+STAMP = b"\1\1\x08\x0a"  # how nearly everybody writes a time stamp
+
+
+def options(packet: bytes | memoryview) -> Options:
+    """Read the options of a TCP segment; a malformed list counts up to where it is."""
     where = network(packet)
     if where is None or where.protocol != TCP or where.start + 20 > len(packet):
-        return None
+        return NO_OPTIONS
     at = where.start + 20
     end = min(where.start + (packet[where.start + 12] >> 4) * 4, len(packet))
+    scale = stamp = None
+    selective = signed = False
+    broken = 0
     while at < end:
         kind = packet[at]
         if kind == 0:
-            return None
+            break
         if kind == 1:
             at += 1
             continue
-        if at + 2 > end or packet[at + 1] < 2:
-            return None
-        if kind == 3 and packet[at + 1] == 3 and at + 3 <= end:
-            return min(packet[at + 2], 14)
-        at += packet[at + 1]
-    return None
+        if at + 2 > end or packet[at + 1] < 2 or at + packet[at + 1] > end:
+            broken = end - at
+            break
+        size = packet[at + 1]
+        if kind == 3 and size == 3:
+            scale = min(packet[at + 2], 14)
+        elif kind == 8 and size == 10:
+            (stamp,) = struct.unpack_from(">I", packet, at + 2)
+        elif kind == 4 and size == 2:
+            selective = True
+        elif kind in (19, 29):
+            signed = True
+        at += size
+    return Options(scale, stamp, selective, signed, broken)
+
+
+def checksum_holds(packet: memoryview, start: int, *, lenient: bool = False) -> bool:
+    """Whether a whole IP packet's TCP segment, which begins at `start`, has the right checksum (RFC 9293 §3.1).
+
+    `lenient`: so does one that holds the sum of the pseudo-header only, which the sending machine's card completes.
+    Sums of 16-bit words are remainders by 65535, and Python takes these of whole packets at once.
+    """
+    length = len(packet) - start
+    if packet[0] >> 4 == 4:
+        pseudo = int.from_bytes(packet[12:20], "big") + TCP + length
+    else:
+        pseudo = int.from_bytes(packet[8:40], "big") + TCP + length
+    whole = int.from_bytes(packet[start:], "big") << (8 if length & 1 else 0)
+    if (pseudo + whole) % 0xFFFF == 0:
+        return True
+    (there,) = struct.unpack_from(">H", packet, start + 16)
+    return lenient and (pseudo - there) % 0xFFFF == 0
 
 
 class Transport(NamedTuple):

@@ -3,90 +3,94 @@
 Offsets are 64 bits wide and count from the byte after the SYN; 32-bit sequence numbers are unwrapped to the offset that
 is nearest to what was delivered last (serial number arithmetic, RFC 1982), so streams of any length work.
 
-In: `syn`, `segment`, `end` (FIN), `acknowledge` (what the *other* side says of these bytes), `finish`. Out: pieces.
+In: `syn`, `segment`, `doubt`, `stop` (a reset), `acknowledge` (what the *other* side says of these bytes), `finish`.
+Out: pieces. The stream is what a Linux receiver reads, as tests/session/hostile compares it with the running kernel.
 
-- First data wins. A repetition that differs from what was delivered, or from what waits, is an `Overlap` with the
-  losing bytes. Repetitions of bytes older than `HISTORY` can't be compared any more and are counted (`unverified`).
+- Delivered bytes never change. Of copies that wait behind a hole `Segments` keeps what Linux keeps. What lost and
+  differs is an `Overlap`. Repetitions of bytes older than `HISTORY` can't be compared any more and are counted
+  (`unverified`).
 - A hole is held open until it fills. It becomes a `Gap` when the receiver acknowledged it although bytes behind it wait
   (`HOLE_NS` later, because captures may order packets wrongly), when the buffer is full, or when the connection ends.
   Bytes that come for a gap after all are `Late`: in the stream at their offset, but nobody dissected them there.
-- What the receiver can't have accepted does not make the stream jump: bytes beyond its window wait, and become `Stray`
-  if they still wait when room is needed or the connection ends. In a `strict` stream (recorded before forwarding, so
-  that no acknowledgement can be unknown) they are `Stray` at once.
+- What the receiver has probably dropped waits in `Doubts`, and its acknowledgements decide: segments beyond its
+  window, behind the FIN, behind a reset, in a SYN, and those that TCP's own rules reject (tcp.py). Not taken, they are
+  `Stray`. Only a `strict` stream (recorded before forwarding, so that no acknowledgement and no segment can be unknown)
+  is sure of windows; in others bytes beyond the window wait behind their hole, and become `Stray` if they still wait
+  when room is needed or the connection ends.
 - Picked up midstream, the stream begins with the lowest sequence number seen within `HOLD_NS`, `HOLD_BYTES`, or
   `HOLE_NS` after the receiver's next acknowledgement (at once where the stream is strict); that byte has offset 0. A
   SYN that comes within that time after all gives the exact start.
 - A keep-alive (RFC 1122 §4.2.3.6: at most one garbage octet, just before what is next) is not compared.
-- A FIN counts once the receiver acknowledged it. Bytes behind an unacknowledged FIN show that it was not real.
+- A FIN ends the stream when its turn comes. It loses its place to bytes as bytes do to bytes.
 """
 
-from bisect import bisect_right
+from bisect import insort
 
-from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stray
-from appliance.session.segments import Conflict, Segments, compare
+from appliance.session.delivered import Delivered
+from appliance.session.doubts import Doubt, Doubts
+from appliance.session.pieces import Note, Piece, Stray
+from appliance.session.segments import Segments
 
-HISTORY = 64 * 1024  # delivered bytes kept for comparison with repetitions (up to twice as many for a moment)
 OVERHEAD = 128  # bytes that a waiting segment costs beside its content; it counts against the buffer
 MAX_SEGMENTS = 1 << 15  # that wait behind holes, per direction
-MAX_GAPS = 1 << 16  # declared gaps that late bytes can still fill; older ones are forgotten
 HOLD_NS = 200_000_000
 HOLD_BYTES = 64 * 1024
 HOLE_NS = 50_000_000
 MAX_SHIFT = 1 << 20  # how far a midstream start may still move back
+MAX_FINS = 16  # different ones that wait behind holes
+AT_ONCE = frozenset({"syn-data", "beyond-fin", "after-reset"})  # doubts that no wrong order of a capture brings about
 MASK = 0xFFFFFFFF
 HALF = 1 << 31
 _NEVER = -1
+_FAR = 1 << 80  # beyond every offset
 
 
-class Stream:
+class Stream(Delivered):
     """State of one direction. Counters are bytes of this direction."""
 
     __slots__ = (
         "_armed",
-        "_gaps",
+        "_doubts",
+        "_fins",
         "_held_until",
-        "_history",
-        "_history_start",
         "_hole_since",
         "_max_buffer",
         "_pending",
         "_snapped",
+        "_stopped",
         "_strict",
         "acked",
         "edge",
         "fin",
         "keepalives",
-        "missing",
-        "next",
         "origin",
-        "recorded",
-        "retransmitted",
+        "revived",
+        "selective",
+        "sent",
         "started",
         "synchronised",
-        "top",
-        "unverified",
+        "widest",
     )
 
     def __init__(self, max_buffer: int, strict: bool = False) -> None:
+        super().__init__()
         self.origin: int | None = None  # sequence number of offset 0
         self.synchronised = False  # its SYN was seen
         self.started = False  # a segment of its own was seen, not only acknowledgements of it
-        self.next = 0  # everything before was delivered or is a gap
-        self.top = 0  # highest offset seen that the receiver may have taken, plus one
         self.acked = 0  # highest acknowledged offset; one more than `fin` when that is acknowledged
         self.edge: int | None = None  # right edge of the receiver's window, None while unknown
-        self.fin: int | None = None  # offset at which the stream ends
-        self.recorded = 0
-        self.missing = 0
-        self.retransmitted = 0
-        self.unverified = 0
+        self.sent = 0  # the same without asking whether it may, with FINs; `top` may be ahead of it
+        self.widest = 0  # the largest window that the receiver offered
+        self.fin: int | None = None  # offset at which the stream ended
+        self.selective = False  # both sides agreed on SACK
+        self.revived = False  # the receiver took bytes behind a reset
         self.keepalives = 0
         self._max_buffer = max_buffer
         self._strict = strict
         self._pending = Segments()
-        self._history = bytearray()
-        self._history_start = 0
-        self._gaps: list[tuple[int, int]] = []
+        self._doubts = Doubts()
+        self._fins: list[tuple[int, int]] = []  # offsets of FINs that wait, and where their segments began
+        self._stopped: int | None = None  # offset of its sender's reset
         self._snapped: list[tuple[int, int]] = []
         self._hole_since = 0  # the receiver acknowledged past the hole since then
         self._armed = False  # midstream: the start is not final
@@ -95,7 +99,7 @@ class Stream:
     @property
     def held_bytes(self) -> int:
         """Memory in use for bytes, roughly."""
-        return self._pending.size + len(self._history)
+        return self._pending.size + len(self._history) + self._doubts.size
 
     @property
     def holding(self) -> bool:
@@ -111,6 +115,46 @@ class Stream:
     def closed(self) -> bool:
         """The receiver acknowledged the FIN."""
         return self.fin is not None and self.acked > self.fin
+
+    @property
+    def calm(self) -> bool:
+        """Its start is final, nothing waits, and no end was announced."""
+        return (
+            self.origin is not None
+            and not (self._armed or self._snapped or self._pending.size)
+            and self._held_until < 0
+            and self.fin is None
+            and self._stopped is None
+            and not (self._fins or self._doubts)
+        )
+
+    def fits(self, seq: int, length: int) -> bool:
+        """Calm: whether these are the next bytes, and the receiver may take them."""
+        assert self.origin is not None  # a calm one has one
+        if (seq - self.origin - self.next) & MASK:
+            return False
+        edge = self.edge
+        return edge is None or not self._strict or self.next + length <= edge
+
+    @property
+    def stopped(self) -> bool:
+        """A reset ended it."""
+        return self._stopped is not None
+
+    def misplaced(self, ack: int, by: int) -> str:
+        """What is wrong with an acknowledgement of these bytes, "" if nothing is or nobody knows. `by`: 1 the server.
+
+        The sender of these bytes drops segments that acknowledge more than it sent, or much less than was acknowledged
+        before (RFC 5961 §5.2; Linux: less by the largest window that it was offered, or before its first byte).
+        """
+        if not self._strict or not self.synchronised:
+            return ""
+        acked = self.next + self.distance(ack)
+        if acked > self.top and acked > self.sent:
+            return "unsent-acknowledged"
+        if acked < self.acked and acked < self.acked - min(self.widest, self.acked + by):
+            return "old-acknowledgement"
+        return ""
 
     def distance(self, seq: int) -> int:
         """How far a sequence number is from the next expected byte; 0 while nothing is known."""
@@ -137,21 +181,22 @@ class Stream:
                 if distance > 0 and self._pending.size:
                     return False
                 self._move(distance)
-            elif self.top or self.acked:
+            elif self.top or self.acked or (self.synchronised and self.edge is not None):
                 return False
         self.origin = origin
         self.synchronised = self.started = True
         self._armed, self._held_until = False, _NEVER
         return True
 
-    def segment(self, seq: int, data: bytes, missing: int, ts_ns: int, out: list[Piece]) -> None:
+    def segment(self, seq: int, data: bytes, missing: int, ts_ns: int, out: list[Piece], fin: bool = False) -> None:
         """Bytes from `seq` on; `missing` more followed them but were not captured. Without any, only `seq` counts."""
         self.started = True
         if self.origin is None or self._armed:
             self._pick_up(seq, ts_ns)
         delta = self.distance(seq)
         length = len(data)
-        if not delta and not missing and self.fin is None and not self._pending.size and not self._armed:
+        plain = not delta and not missing and not fin and self.fin is None and self._stopped is None
+        if plain and not self._pending.size and not self._armed and not self._fins:
             edge = self.edge
             if edge is None or not self._strict or self.next + length <= edge:
                 if length:
@@ -159,27 +204,39 @@ class Stream:
                 if self._snapped:
                     self._drain(ts_ns, out)
                 return
-        if not length and delta == -1 and self.acked >= self.next:
+        if not length and delta == -1 and self.acked >= self.next and not fin:
             self.keepalives += 1
-        if length or missing:
-            self._place(self.next + delta, data, missing, ts_ns, out)
+        if length or missing or fin:
+            self._place(self.next + delta, data, missing, fin, ts_ns, out)
         self._drain(ts_ns, out)
 
-    def end(self, seq: int, ts_ns: int, out: list[Piece]) -> None:
-        """A FIN with this sequence number, that is, of the byte after the last one."""
+    def doubt(self, seq: int, data: bytes, fin: bool, ts_ns: int, why: str, out: list[Piece]) -> None:
+        """A segment that the receiver has probably dropped."""
+        if data or fin:
+            self._doubt(Doubt(self.next + self.distance(seq), data, fin, ts_ns, why), out)
+
+    def stop(self, seq: int) -> None:
+        """A reset with this sequence number, which `covers` has called possible: nothing behind it is taken."""
         offset = self.next + self.distance(seq)
-        if self.fin is None and offset >= 0:
-            if offset < self.top:
-                out.append(Note("fin-ignored", offset, offset, ts_ns))
-            elif not self._strict or self.edge is None or offset <= self.edge:
-                self.fin = offset
+        if self._strict:
+            self._stopped = min(offset, self.next + (self.fin is not None))
+        else:
+            self._stopped = max(offset, self.top)
 
     def covers(self, seq: int) -> bool:
-        """Whether a RST with this sequence number may be real (RFC 5961 §3.2): in the receiver's window."""
+        """Whether a RST with this sequence number may be real (RFC 5961 §3.2).
+
+        In the receiver's window; where the stream is strict, as Linux asks for: at what the receiver expects next,
+        which lies between what it acknowledged and what it was sent, or at the end of what it holds out of order.
+        """
         if self.origin is None:
             return True
         offset = self.next + self.distance(seq)
         low = min(self.acked, self.next)
+        if self._strict and self.synchronised:
+            if self.selective and self._pending.size and offset == self._pending.end:
+                return True
+            return low <= offset <= max(self.acked, self.next + (self.fin is not None))
         high = max(self.top, self.edge if self.edge is not None else self.top + (1 << 30))
         return low - 1 <= offset <= high + 1
 
@@ -200,10 +257,16 @@ class Stream:
                 self.begin(ts_ns, out)
             elif self.holding:
                 self._held_until = min(self._held_until, ts_ns + HOLE_NS)
+            if self._stopped is not None and acked > self._stopped:
+                self._revive(ts_ns, out)
+            if self._doubts:
+                self._judge(None if self._strict else AT_ONCE, ts_ns, out)
+        if window > self.widest:
+            self.widest = window
         right = acked + window
         if self.edge is None or right > self.edge:
             self.edge = right
-        if self._pending.size:
+        if self._pending.size or self._fins:
             self._drain(ts_ns, out)
 
     # -- the passing of time ---------------------------------------------------------------------------------------
@@ -224,24 +287,34 @@ class Stream:
         """The connection is over: deliver what waits, and say what is missing."""
         self._armed, self._held_until = False, _NEVER
         self._drain(ts_ns, out)
-        while self._pending.size:
-            start = self._pending.first
-            if (self.edge is None or start <= max(self.edge, self.acked)) and (self.fin is None or start < self.fin):
+        while self._pending.size or self._fins:
+            start = self._waiting_at()
+            known = self.edge is None or start <= max(self.edge, self.acked)
+            if not self._strict and known and self._take_doubts(start, AT_ONCE, ts_ns, out):
+                self._drain(ts_ns, out)
+            elif known and (self._pending.size or self.acked > start):
                 self._gap(start, ts_ns, "end", out)
                 self._drain(ts_ns, out)
-            else:
+            elif self._pending.size:
                 offset, data, when = self._pending.take_last()
                 out.append(Stray(offset, data, when, "out-of-window"))
-        last = self.acked if self.fin is None else self.fin if self.closed else min(self.acked, self.fin)
+            else:
+                self._fins.clear()
+        last = self.acked if self.fin is None else self.fin
         if last > self.next:
             self._gap(last, ts_ns, "acknowledged", out)
+        for doubt in self._doubts.settled(_FAR):
+            self._reject(doubt, out)
         self._history.clear()
         self._history_start = self.next
 
-    def forget(self) -> None:
-        """Give up comparing with what was delivered (an idle connection)."""
-        self._history = bytearray()
-        self._history_start = self.next
+    def unblock(self, ts_ns: int, out: list[Piece]) -> None:
+        """Memory is short: as if the buffer was full."""
+        if self.holding:
+            self.begin(ts_ns, out)
+        kept, self._max_buffer = self._max_buffer, -1
+        self._drain(ts_ns, out)
+        self._max_buffer = kept
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -263,115 +336,139 @@ class Stream:
         self.acked = max(0, self.acked - distance)
         self.top = max(0, self.top - distance) if self.top else 0  # acknowledgements alone are no bytes
         self.edge = None if self.edge is None else self.edge - distance
-        self.fin = None if self.fin is None else self.fin - distance
+        self._fins = [(offset - distance, start - distance) for offset, start in self._fins]
+        self._doubts.shift(-distance)
         self._snapped = [(low - distance, high - distance) for low, high in self._snapped]
 
-    def _place(self, start: int, data: bytes, missing: int, ts_ns: int, out: list[Piece]) -> None:
+    def _place(self, start: int, data: bytes, missing: int, fin: bool, ts_ns: int, out: list[Piece]) -> None:
         end = start + len(data)
+        if self._stopped is not None and end + missing > max(self._stopped, self.next):
+            self._doubt(Doubt(start, data, fin, ts_ns, "after-reset"), out)
+            return
+        begin = start
         if start < self.next:
-            if len(data) <= 1 and not missing and start == self.next - 1 and self.acked >= self.next:
+            if len(data) <= 1 and not missing and not fin and start == self.next - 1 and self.acked >= self.next:
                 self.keepalives += 1
                 return
             old = min(end, self.next) - start
             self._repeated(start, data[:old], ts_ns, out)
             data = data[old:]
             start += old
-        if self.fin is not None and end + missing > self.fin:
-            if self.acked > self.fin:
-                keep = max(0, self.fin - start)
-                if data[keep:]:
-                    out.append(Stray(start + keep, data[keep:], ts_ns, "beyond-fin"))
-                data, missing = data[:keep], 0
-            elif self._acceptable(end + missing):
-                out.append(Note("fin-ignored", self.fin, self.fin, ts_ns))
-                self.fin = None
-        if self._strict and self.edge is not None and end > self.edge and not (len(data) <= 1 and start == self.edge):
-            keep = max(0, self.edge - start)
-            if data[keep:]:
-                out.append(Stray(start + keep, data[keep:], ts_ns, "out-of-window"))
-            data, missing = data[:keep], 0
-        end = start + len(data)
+        if self.fin is not None:
+            if data or (fin and end != self.fin):
+                self._doubt(Doubt(start, data, fin, ts_ns, "beyond-fin"), out)
+            return
+        if self._strict and self.edge is not None and end + missing > self.edge and (data or missing):
+            self._doubt(Doubt(start, data, fin, ts_ns, "out-of-window"), out)
+            return
         if end + missing > self.top and self._acceptable(end + missing):
             self.top = end + missing
         if missing > 0 and end + missing > self.next and len(self._snapped) < MAX_SEGMENTS:
-            self._snapped.append((max(end, self.next), end + missing))
-            self._snapped.sort()
+            insort(self._snapped, (max(end, self.next), end + missing))
+        if self._fins and data:
+            self._outdo_fins(begin, end, ts_ns, out)
+            if (end - 1, begin) in self._fins:  # as long as the one that waits, with its FIN: that stays whole
+                self._doubt(Doubt(end - 1, data[-1:], False, ts_ns, "beyond-fin"), out)
+                data, end = data[:-1], end - 1
         if data:
-            if start == self.next and not self._pending.size and not self._armed:
+            if start == self.next and not self._pending.size and not self._armed and not self._fins:
                 self._deliver(data, ts_ns, out)
-                return
-            self._conflicts(self._pending.insert(start, data, ts_ns), ts_ns, out)
-            if self._armed and self._pending.size >= HOLD_BYTES:
-                self.begin(ts_ns, out)
+            else:
+                lost = self._pending.insert(start, data, ts_ns, end + fin)
+                self._conflicts(lost, out)
+                if self._armed and self._pending.size >= HOLD_BYTES:
+                    self.begin(ts_ns, out)
+        if fin:
+            self._end(end + missing, begin, ts_ns, out)
+
+    def _end(self, offset: int, begin: int, ts_ns: int, out: list[Piece]) -> None:
+        """A FIN, behind a segment that began at `begin`."""
+        self.sent = max(self.sent, offset + 1)
+        other = self._pending.at(offset)
+        first = other is None or begin < other[0]
+        if offset < self.next or not first:
+            out.append(Note("fin-ignored", max(0, offset), max(0, offset), ts_ns))
+        elif all(offset != known for known, _ in self._fins) and len(self._fins) < MAX_FINS:
+            self._fins.append((offset, begin))
+            self._fins.sort()
+
+    def _outdo_fins(self, begin: int, end: int, ts_ns: int, out: list[Piece]) -> None:
+        """Bytes in [begin, end) take the place of FINs that wait, by the rule of `Segments`."""
+        for known in list(self._fins):
+            offset, start = known
+            if begin <= offset < end and (begin < start or (begin == start and end > offset + 1)):
+                self._fins.remove(known)
+                out.append(Note("fin-ignored", offset, offset, ts_ns))
+
+    def _close(self, offset: int, ts_ns: int, out: list[Piece]) -> None:
+        """The turn of a FIN: the receiver throws away what waits behind it."""
+        self.fin = offset
+        self._fins.clear()
+        while self._pending.size:
+            start, data, when = self._pending.take_last()
+            self._doubt(Doubt(start, data, False, when, "beyond-fin"), out)
+        self._hole_since = 0
+
+    # -- what the receiver has probably not taken ------------------------------------------------------------------
+
+    def _doubt(self, doubt: Doubt, out: list[Piece]) -> None:
+        self.sent = max(self.sent, doubt.end + doubt.fin)
+        if doubt.end + doubt.fin <= self.next:
+            self._reject(doubt, out)
+            return
+        for former in self._doubts.add(doubt):
+            self._reject(former, out)
+
+    def _judge(self, reasons: frozenset[str] | None, ts_ns: int, out: list[Piece]) -> None:
+        """The receiver acknowledged more: take what must have been meant, let go of what was not."""
+        if self.acked > self.next + (self.fin is not None):
+            limit = min(self.acked, self._waiting_at()) if self._pending.size else self.acked
+            self._take_doubts(limit, reasons, ts_ns, out)
+        for doubt in self._doubts.settled(min(self.acked, self.next + (self.fin is not None))):
+            self._reject(doubt, out)
+
+    def _take_doubts(self, limit: int, reasons: frozenset[str] | None, ts_ns: int, out: list[Piece]) -> bool:
+        """Deliver bytes in doubt from `next` up to `limit`. Whether there were any."""
+        taken = False
+        while self.next < limit and (doubt := self._doubts.covering(self.next, reasons)) is not None:
+            self._doubts.remove(doubt)
+            taken = True
+            if self.fin is not None:
+                out.append(Note("fin-ignored", self.fin, self.fin, ts_ns))
+                self.fin = None
+            stop = min(doubt.end, limit)
+            if stop > self.next:
+                self._deliver(doubt.data[self.next - doubt.start : stop - doubt.start], doubt.ts_ns, out)
+            if doubt.end > stop:
+                self._doubt(doubt._replace(start=stop, data=doubt.data[stop - doubt.start :]), out)
+            elif doubt.fin and self.acked > self.next:
+                self._close(self.next, ts_ns, out)
+                break
+        return taken
+
+    def _reject(self, doubt: Doubt, out: list[Piece]) -> None:
+        """It has no place in the stream. Nothing needs to be said of a mere repetition."""
+        low = doubt.start - self._history_start
+        if doubt.data and low >= 0 and self._history[low : low + len(doubt.data)] == doubt.data:
+            self.retransmitted += len(doubt.data)
+        elif doubt.data:
+            out.append(Stray(doubt.start, doubt.data, doubt.ts_ns, doubt.why))
+        elif doubt.end != self.fin:
+            out.append(Note("fin-ignored", max(0, doubt.end), max(0, doubt.end), doubt.ts_ns))
+
+    def _revive(self, ts_ns: int, out: list[Piece]) -> None:
+        """The receiver acknowledged bytes behind a reset: it did not take that."""
+        self._stopped = None
+        self.revived = True
+        for doubt in self._doubts.of("after-reset"):
+            self._place(doubt.start, doubt.data, 0, doubt.fin, doubt.ts_ns, out)
+        self._drain(ts_ns, out)
+
+    # -- bytes -----------------------------------------------------------------------------------------------------
 
     def _acceptable(self, end: int) -> bool:
         """Whether the receiver may have taken bytes up to this offset."""
         return self.edge is None or end <= max(self.edge, self.acked) + 1  # one more: a window probe
-
-    def _repeated(self, start: int, data: bytes, ts_ns: int, out: list[Piece]) -> None:
-        """Bytes before `next`: fill a gap, or equal, or contradict, or can't be compared any more."""
-        if start < 0:
-            before = min(len(data), -start)
-            out.append(Stray(start, data[:before], ts_ns, "before-start"))
-            data, start = data[before:], start + before
-        end = start + len(data)
-        if self._gaps and start < self._gaps[-1][1]:
-            self._fill(start, end, data, ts_ns, out)
-        low = max(start, self._history_start)
-        if low < end:
-            conflicts: list[Conflict] = []
-            old = self._history[low - self._history_start : end - self._history_start]
-            compare(low, old, data[low - start :], conflicts)
-            self._conflicts(conflicts, ts_ns, out)
-        self.retransmitted += len(data)
-        self.unverified += min(low, end) - start
-
-    def _fill(self, start: int, end: int, data: bytes, ts_ns: int, out: list[Piece]) -> None:
-        gaps = self._gaps
-        at = first_gap = max(0, bisect_right(gaps, (start, 1 << 64)) - 1)
-        left: list[tuple[int, int]] = []
-        while at < len(gaps) and gaps[at][0] < end:
-            low, high = gaps[at]
-            first, last = max(low, start), min(high, end)
-            if first < last:
-                out.append(Late(first, data[first - start : last - start], ts_ns))
-                self.recorded += last - first
-                self.missing -= last - first
-                self.retransmitted -= last - first  # not compared, and not repeated either
-                self.unverified -= last - first
-                left += [part for part in ((low, first), (last, high)) if part[0] < part[1]]
-            else:
-                left.append((low, high))
-            at += 1
-        gaps[first_gap:at] = left
-        del gaps[: max(0, len(gaps) - MAX_GAPS)]
-
-    @staticmethod
-    def _conflicts(conflicts: list[Conflict], ts_ns: int, out: list[Piece]) -> None:
-        out.extend(Overlap(start, data, ts_ns) for start, data in conflicts)
-
-    def _deliver(self, data: bytes, ts_ns: int, out: list[Piece]) -> None:
-        out.append(Data(self.next, data, ts_ns))
-        length = len(data)
-        self.next += length
-        self.recorded += length
-        if self.next > self.top:
-            self.top = self.next
-        history = self._history
-        history += data
-        if len(history) > 2 * HISTORY:
-            del history[:-HISTORY]
-            self._history_start = self.next - HISTORY
-
-    def _gap(self, end: int, ts_ns: int, why: str, out: list[Piece]) -> None:
-        out.append(Gap(self.next, end, ts_ns, why))
-        self._gaps.append((self.next, end))
-        if len(self._gaps) > MAX_GAPS:
-            del self._gaps[0]
-        self.missing += end - self.next
-        self.next = end
-        self._history.clear()
-        self._history_start = end
 
     def _drain(self, ts_ns: int, out: list[Piece]) -> None:
         """Deliver what is next, and decide on the hole before what waits."""
@@ -380,24 +477,27 @@ class Stream:
                 self.begin(ts_ns, out)
             return
         while True:
-            for _, data, when in self._pending.take(self.next):
+            fin = self._fins[0][0] if self._fins else _FAR
+            for _, data, when in self._pending.take(self.next, fin):
                 self._deliver(data, when, out)
-            waiting = self._pending.size > 0
+            if self.next >= fin:
+                self._close(fin, ts_ns, out)
+                return
+            waiting = self._waiting_at()
             if self._snapped and self._lost(waiting, ts_ns, out):
                 continue
-            if not waiting:
+            if waiting == _FAR:
                 self._hole_since = 0
                 return
-            first = self._pending.first
             count = len(self._pending)
             if count > MAX_SEGMENTS or self._pending.size + OVERHEAD * (count - 1) > self._max_buffer:
                 if self.edge is not None and self._pending.end > max(self.edge, self.acked):
                     offset, beyond, when = self._pending.take_last()
                     out.append(Stray(offset, beyond, when, "out-of-window"))
                     continue
-                self._gap(first, ts_ns, "buffer", out)
+                self._gap(waiting, ts_ns, "buffer", out)
                 self._hole_since = 0
-            elif self.acked < first:
+            elif self.acked < waiting + (waiting == fin):
                 self._hole_since = 0
                 return
             elif not self._hole_since:
@@ -405,17 +505,19 @@ class Stream:
                 return
             elif ts_ns - self._hole_since < HOLE_NS:
                 return
-            else:
-                self._gap(first, ts_ns, "acknowledged", out)
+            elif not self._take_doubts(waiting, None, ts_ns, out):
+                self._gap(waiting, ts_ns, "acknowledged", out)
 
-    def _lost(self, waiting: bool, ts_ns: int, out: list[Piece]) -> bool:
+    def _waiting_at(self) -> int:
+        """Where the first of what waits begins."""
+        first = self._pending.first if self._pending.size else _FAR
+        return min(first, self._fins[0][0]) if self._fins else first
+
+    def _lost(self, waiting: int, ts_ns: int, out: list[Piece]) -> bool:
         """Whether `next` moved over bytes that the capture cut off."""
         while self._snapped and self._snapped[0][1] <= self.next:
             del self._snapped[0]
         if not self._snapped or self._snapped[0][0] > self.next:
             return False
-        end = self._snapped[0][1]
-        if waiting:
-            end = min(end, self._pending.first)
-        self._gap(end, ts_ns, "snapped", out)
+        self._gap(min(self._snapped[0][1], waiting), ts_ns, "snapped", out)
         return True

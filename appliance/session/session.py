@@ -25,6 +25,7 @@ from appliance.model import (
 )
 from appliance.session import coverage
 from appliance.session.chunks import Chunk, Outlet
+from appliance.session.memory import SESSION_BYTES
 from appliance.session.pieces import Data
 from appliance.wire.abi import Flow, FlowEnd, SideState
 
@@ -66,6 +67,7 @@ class Session(ABC):
         "_found",
         "_news",
         "_seqs",
+        "ahead",
         "birth",
         "carried",
         "closed",
@@ -90,7 +92,7 @@ class Session(ABC):
         self.birth = birth
         self.flow = birth.flow
         stream = birth.transport == "tcp"
-        self.conversation = Conversation("tcp" if stream else "udp", max_text=max_text)
+        self.conversation = Conversation(birth.transport, max_text=max_text)
         self.outlets = (Outlet(join=stream), Outlet(join=stream))
         self.packets = [0, 0]
         self.carried = [0, 0]
@@ -102,6 +104,7 @@ class Session(ABC):
         self.damaged = False  # the journal or the ring lost something while it was open
         self.kernel: tuple[coverage.Kernel, coverage.Kernel] | None = None
         self.last_ns = birth.started_ns
+        self.ahead = 0  # ns by which its clock is before the wall clock, which was set back while it was open
         self.serial = 0  # the assembler's name for it, and marks of the queues that it stands in
         self.queued = 0
         self.touched = 0  # recorded time of the last packet
@@ -117,6 +120,22 @@ class Session(ABC):
     def held_bytes(self) -> int:
         """Bytes of the capture in memory, those in the dissector not counted."""
         return sum(outlet.held_bytes for outlet in self.outlets)
+
+    @property
+    def weight(self) -> int:
+        """Bytes in memory, about."""
+        return SESSION_BYTES + self.held_bytes + self.conversation.held
+
+    def shed(self, out: list[Row]) -> None:
+        """Memory is short: what the dissector keeps for text and context is given up."""
+        self._emit(self.conversation.shed(), out)
+        text = "memory was short: texts and references of messages that were in progress may be cut"
+        self.finding("memory", None, 0, 0, self.last_ns, text, out, {"weight": self.weight})
+        self._settle_both(out)
+
+    @abstractmethod
+    def unblock(self, out: list[Row]) -> None:
+        """Memory is short: nothing waits for holes to fill, or for more to come."""
 
     def open(self, out: list[Row]) -> None:
         self.revise(out)
@@ -152,6 +171,7 @@ class Session(ABC):
         self.ending = ending
         self.closed = True
         self.protocol = self.conversation.protocol
+        self.conversation.retire()
         self.revise(out)
 
     def revise(self, out: list[Row]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from appliance import config
 from appliance.model import Ending, Row
 from appliance.session.datagrams import DatagramSession
+from appliance.session.memory import SESSION_BYTES, SHEDDABLE, Relief, Weights
 from appliance.session.tcp import ACK, FORGET_NS, SYN, Segment, TcpSession
 from appliance.wire.abi import Record
 
@@ -42,8 +43,10 @@ def choose(current: TcpSession, side: int, segment: Segment) -> tuple[TcpSession
         if previous is not None and not previous.starts_anew(before, segment):
             return previous, before
         return None, 0
-    if previous is not None and previous.misfit(before, segment) < current.misfit(side, segment):
-        return previous, before
+    if previous is not None:
+        former, newer = previous.misfit(before, segment), current.misfit(side, segment)
+        if former < newer or (former == newer and not current.answered):
+            return previous, before
     return (None, 0) if current.closed else (current, side)
 
 
@@ -51,9 +54,6 @@ class Sessions:
     """All open sessions, and those that ended a moment ago. Times are recorded times, ns."""
 
     def __init__(self, settings: config.Record) -> None:
-        self._max = settings.max_sessions
-        self._stream_idle = int(settings.idle * 1e9)
-        self._datagram_idle = int(settings.datagram_idle * 1e9)
         self._serial = 0
         self._flows: dict[Key, tuple[AnySession, int]] = {}
         self._keys: dict[int, Key] = {}
@@ -64,6 +64,21 @@ class Sessions:
         self._silent: deque[tuple[int, int]] = deque()  # serials to be asked to forget, and when
         self._stubs: deque[tuple[int, AnySession]] = deque()
         self._waiting: dict[tuple[int, Key], AnySession] = {}  # stubs without the kernel's counters
+        self._weights = Weights(settings.max_memory)
+
+        self.use(settings)
+
+    def use(self, settings: config.Record) -> None:
+        """Work within these limits from now on."""
+        self._max = settings.max_sessions
+        self._stream_idle = int(settings.idle * 1e9)
+        self._datagram_idle = int(settings.datagram_idle * 1e9)
+        self._weights.limit = settings.max_memory
+
+    @property
+    def weight(self) -> int:
+        """Bytes of all sessions' state, about, when last looked at."""
+        return self._weights.total
 
     def __len__(self) -> int:
         return len(self._streams) + len(self._datagrams)
@@ -107,6 +122,7 @@ class Sessions:
         else:
             self._datagrams[session.serial] = session
         self._silent.append((now + FORGET_NS, session.serial))
+        self._weights.put(session.serial, SESSION_BYTES)
         session.open(out)
 
     def touched(self, session: AnySession) -> None:
@@ -122,12 +138,62 @@ class Sessions:
             if session.deadline:
                 self._ended.append((session.deadline, serial))
 
+    def relieve(self, now: int, out: list[Row]) -> Relief | None:
+        """Look how much memory the sessions that had packets take now, and give some up if it is too much."""
+        weights = self._weights
+        for serial, session in self._active.items():
+            if not session.closed:
+                weights.put(serial, session.weight)
+        if not weights.over:
+            return None
+        done = Relief(before=weights.total)
+        for stream in list(self._streams.values()):
+            if weights.total <= weights.wanted:
+                break
+            stream.forget()
+            done.forgotten += self._lighter(stream)
+        if weights.total > weights.wanted:
+            heavy = [found for serial in weights.heaviest() if (found := self._open(serial)) is not None]
+            self._give_up(heavy, done, now, out)
+        done.after = weights.total
+        return done
+
+    def _give_up(self, heavy: list[AnySession], done: Relief, now: int, out: list[Row]) -> None:
+        weights = self._weights
+        for session in heavy:
+            if weights.total <= weights.wanted or session.conversation.held < SHEDDABLE:
+                continue
+            session.shed(out)
+            done.shed += self._lighter(session)
+        for session in heavy:
+            if weights.total <= weights.wanted or not session.held_bytes:
+                continue
+            session.unblock(out)
+            if session.conversation.held >= SHEDDABLE:
+                session.shed(out)
+            done.unblocked += self._lighter(session)
+        for session in heavy:
+            if weights.total <= weights.wanted:
+                break
+            text = f"the state of all sessions was more than {weights.limit} bytes; one of the heaviest was given up"
+            self._interrupt(session, text, now, out)
+            done.evicted += 1
+
+    def _lighter(self, session: AnySession) -> bool:
+        """Weigh it again; whether it is lighter."""
+        before = self._weights.of(session.serial)
+        self._weights.put(session.serial, session.weight)
+        return self._weights.of(session.serial) < before
+
     def tick(self, now: int, wall_ns: int, out: list[Row]) -> None:
         """Recorded time passed: let chunks go, close what is over, give up memory."""
         active, self._active = self._active, {}
         for serial, session in active.items():
-            if not session.closed and session.idle_work(wall_ns, out):
+            if session.closed:
+                continue
+            if session.idle_work(wall_ns + session.ahead, out):
                 self._active[serial] = session
+            self._weights.put(serial, session.weight)
         while self._ended and self._ended[0][0] <= now:
             deadline, serial = self._ended.popleft()
             ended = self._open(serial)
@@ -174,6 +240,9 @@ class Sessions:
         heads += [next(iter(self._datagrams.values()))] if self._datagrams else []
         session = min(heads, key=lambda one: (one.touched, one.serial))
         text = f"more than {self._max} sessions were open; the longest silent one was given up"
+        self._interrupt(session, text, now, out)
+
+    def _interrupt(self, session: AnySession, text: str, now: int, out: list[Row]) -> None:
         session.finding("evicted", None, 0, 0, session.last_ns, text, out)
         session.damaged = True
         self._close(session, session.ending if session.deadline else Ending.INTERRUPTED, now, out)
@@ -183,6 +252,7 @@ class Sessions:
             return
         session.finish(ending, out)
         serial = session.serial
+        self._weights.drop(serial)
         self._streams.pop(serial, None)
         self._datagrams.pop(serial, None)
         self._active.pop(serial, None)

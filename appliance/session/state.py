@@ -7,14 +7,15 @@ nothing but the appliance's own classes and a few harmless ones of the standard 
 
 import enum
 import hashlib
-import io
 import pickle
-from typing import Any
+from typing import Any, BinaryIO
 
 from appliance.errors import DamagedEvidence
 from appliance.session.assembler import VERSION
 
 _MAGIC = b"verbatim-recorder %d " % VERSION
+_NO_DIGEST = b"0" * 64
+_BLOCK = 1 << 20
 _HARMLESS = {
     "builtins": {"set", "frozenset", "bytearray", "complex", "range", "slice", "object"},
     "collections": {"Counter", "OrderedDict", "defaultdict", "deque"},
@@ -47,21 +48,40 @@ class _Fenced(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a snapshot")
 
 
-def encode(state: object) -> bytes:
-    """One snapshot's bytes."""
-    body = pickle.dumps(state, protocol=5)
-    return _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+class _Digesting:
+    """A file that is written through, and read back, with its SHA-256: no copy of the state is ever held."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
 
 
-def decode(data: bytes) -> Any:
-    """What `encode` was given. Raises `DamagedEvidence` for another version, damage, or foreign classes."""
-    line, _, body = data.partition(b"\n")
+def dump(state: object, file: BinaryIO) -> None:
+    """Write one snapshot to an empty file."""
+    file.write(_MAGIC + _NO_DIGEST + b"\n")
+    body = _Digesting(file)
+    pickle.Pickler(body, protocol=5).dump(state)
+    file.seek(len(_MAGIC))
+    file.write(body.digest.hexdigest().encode())
+
+
+def load(file: BinaryIO) -> Any:
+    """What `dump` was given. Raises `DamagedEvidence` for another version, damage, or foreign classes."""
+    line = file.readline(len(_MAGIC) + len(_NO_DIGEST) + 1)
     if not line.startswith(_MAGIC):
         raise DamagedEvidence("snapshot of the recorder is of another version; sessions are picked up midstream")
-    if line[len(_MAGIC) :] != hashlib.sha256(body).hexdigest().encode():
+    start, digest = file.tell(), hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
+    if line[len(_MAGIC) :].rstrip(b"\n") != digest.hexdigest().encode():
         raise DamagedEvidence("snapshot of the recorder is damaged; sessions are picked up midstream")
+    file.seek(start)
     try:
-        return _Fenced(io.BytesIO(body)).load()
+        return _Fenced(file).load()
     except Exception as error:  # unpickling raises whatever the classes raise
         raise DamagedEvidence(
             f"snapshot of the recorder can't be read ({type(error).__name__}); sessions are picked up midstream"

@@ -1,7 +1,11 @@
 """A TCP session: two streams, the opening and closing handshakes, and what the peers say of each other's bytes.
 
-An ending is an assumption until `LINGER_NS` later: a reset or a FIN may be forged, and one that the receiver ignored
-(RFC 5961) shows by new bytes from its alleged sender, which open the session again.
+What a receiver drops is no part of the conversation: segments without ACK, with old time stamps (PAWS), with
+acknowledgements of what was never sent, with a signature that was not agreed on (`_fault`). The streams keep them in
+doubt until the receiver's acknowledgements decide.
+
+An ending is an assumption until `LINGER_NS` later: a reset may be forged, and one that the receiver ignored (RFC 5961)
+shows by its acknowledgement of bytes behind it, which opens the session again.
 """
 
 from itertools import groupby
@@ -15,18 +19,36 @@ from appliance.session.reassembly import HOLD_NS, Stream
 from appliance.session.session import LINGER_NS, Birth, Session
 from appliance.wire.abi import SIDE_F_SYN, Flow
 
-FIN, SYN, RST, ACK = 1, 2, 4, 16
+FIN, SYN, RST, ACK, URG = 1, 2, 4, 16, 32
+UNUSUAL = FIN | SYN | RST | ACK | URG  # a segment of an established connection has only the last of these
 UNKNOWN_SCALE = 14  # the largest (RFC 7323 §2.3), where the SYN was not seen
 FORGET_NS = 10_000_000_000  # silence after which delivered bytes are not kept for comparison any more
+PAWS_NS = 24 * 86_400 * 1_000_000_000  # silence after which any time stamp is new (RFC 7323 §5.5)
 STRAYS = {
     "out-of-window": "bytes beyond the receiver's window",
-    "beyond-fin": "bytes behind the acknowledged end of the stream",
+    "beyond-fin": "bytes behind the end of the stream",
     "before-start": "bytes before the first byte of the recorded stream",
+    "after-reset": "bytes behind a reset",
+}
+REJECTS = {
+    "bad-checksum": "its checksum is wrong",
+    "no-acknowledgement": "it has no ACK flag",
+    "old-timestamp": "its time stamp is older than what came before",
+    "unsent-acknowledged": "it acknowledges bytes that were never sent",
+    "old-acknowledgement": "its acknowledgement is too old",
+    "malformed-options": "its options are malformed",
+    "signature": "it has a signature that was not agreed on",
+    "syn-data": "it is a SYN, and the receiver did not take data with it",
+    "reset": "it is a reset",
 }
 
 
 class Segment(NamedTuple):
-    """A packet as TCP sees it. `scale`: of a SYN's option, else None. `payload`: its length on the wire."""
+    """A packet as TCP sees it. `scale`: of a SYN's option, else None. `payload`: its length on the wire.
+
+    `fault`: one of `REJECTS`, "" for none. `stamp`: of the time stamp option. `urgent`: the pointer, with its flag.
+    `selective`, `signed`: options SACK permitted (of a SYN) and TCP-MD5 or TCP-AO.
+    """
 
     seq: int
     ack: int
@@ -35,14 +57,19 @@ class Segment(NamedTuple):
     payload: int
     data: bytes
     scale: int | None
+    fault: str = ""
+    stamp: int | None = None
+    urgent: int | None = None
+    selective: bool = False
+    signed: bool = False
 
 
 class TcpSession(Session):
     """`previous`: an older connection between the same ports that packets may still belong to."""
 
     __slots__ = (
-        *("_both_scale", "_gaps", "_midstream", "_only_resets", "_reset_at", "_scales", "_untold"),
-        *("previous", "streams"),
+        *("_both_scale", "_gaps", "_midstream", "_only_resets", "_scales", "_signed", "_stamps", "_untold"),
+        *("previous", "stamped", "streams", "summed"),
     )
 
     def __init__(self, birth: Birth, max_text: int, max_buffer: int) -> None:
@@ -55,12 +82,20 @@ class TcpSession(Session):
         self._midstream = [False, False]
         self._untold = [0, 0]  # wall time of a pick-up that the SYN may still explain
         self._only_resets = [True, True]
-        self._reset_at: list[int | None] = [None, None]  # offset of its reset
+        self._signed = [False, False]
+        self._stamps: list[int | None] = [None, None]  # the newest that the receiver remembers (RFC 7323 §4.3)
+        self.summed = [False, False]  # a checksum was right
+        self.stamped = False  # both SYNs had time stamps
         self._gaps: list[Gap | None] = [None, None]  # a finding that may still grow
 
     @property
     def held_bytes(self) -> int:
         return super().held_bytes + sum(stream.held_bytes for stream in self.streams)
+
+    @property
+    def answered(self) -> bool:
+        """Both SYNs were seen."""
+        return self.streams[0].synchronised and self.streams[1].synchronised
 
     def starts_anew(self, side: int, segment: Segment) -> bool:
         """Whether a SYN without ACK belongs to another connection."""
@@ -80,30 +115,37 @@ class TcpSession(Session):
 
     def packet(self, side: int, segment: Segment, wall_ns: int, now: int, out: list[Row]) -> None:
         """Take one segment. `wall_ns` is its time for people, `now` recorded time for time-outs."""
-        seq, ack, flags, window, payload, data, _ = segment
+        seq, ack, flags, window, payload, data = segment[:6]
+        quiet = now - self.touched >= PAWS_NS
         self._count(side, payload, wall_ns, now)
         stream, other = self.streams[side], self.streams[1 - side]
         pieces: list[Piece] = []
+        before = stream.next
+        fault = segment.fault or self._fault(side, segment, quiet)
         if flags & RST:
-            self._reset(side, segment, wall_ns, now, out)
-            if not payload:
-                return
+            self._reset(side, segment, fault, wall_ns, now, out)
+            fault = fault or "reset"
+        if fault:
+            fin = flags & (FIN | RST | SYN) == FIN
+            stream.doubt(seq + bool(flags & SYN), data, fin, wall_ns, fault, pieces)
+        elif flags & SYN and not self._syn(side, segment, wall_ns, out):
+            stream.doubt(seq + 1, data, False, wall_ns, "syn-data", pieces)
         else:
             if flags & SYN:
-                self._syn(side, segment, wall_ns, out)
-                seq = (seq + 1) & 0xFFFFFFFF
+                stream.doubt(seq + 1, data, False, wall_ns, "syn-data", pieces)
+                seq, payload, data, flags = (seq + 1) & 0xFFFFFFFF, 0, b"", flags & ~FIN
             elif not stream.synchronised and not self._midstream[side]:
                 self._midstream[side], self._untold[side] = True, wall_ns
             self._only_resets[side] = False
-        if flags & ACK and not flags & RST:
-            shift = self._scales[side] if self._both_scale and not flags & SYN else 0
-            said: list[Piece] = []
-            other.acknowledge(ack, window << shift, wall_ns, said)
-            if said:
-                self._put(1 - side, said, wall_ns, out)
-        stream.segment(seq, data, payload - len(data), wall_ns, pieces)
-        if flags & FIN:
-            stream.end((seq + payload) & 0xFFFFFFFF, wall_ns, pieces)
+            if flags & ACK:
+                shift = self._scales[side] if self._both_scale and not flags & SYN else 0
+                said: list[Piece] = []
+                other.acknowledge(ack, window << shift, wall_ns, said)
+                if said:
+                    self._put(1 - side, said, wall_ns, out)
+            if segment.urgent is not None:
+                self._urgent(side, segment, wall_ns, out)
+            stream.segment(seq, data, payload - len(data), wall_ns, pieces, bool(flags & FIN))
         if pieces:
             self._put(side, pieces, wall_ns, out)
         if self._untold[0] or self._untold[1]:
@@ -111,8 +153,78 @@ class TcpSession(Session):
         if stream.fin is not None or other.fin is not None:
             self._closing(wall_ns, now, out)
         if self.deadline and not flags & RST:
-            self._reopening(side, wall_ns, out)
+            self._reopening(side, stream.next > before, wall_ns, out)
         self._refresh(out)
+
+    def _fault(self, side: int, segment: Segment, quiet: bool) -> str:
+        """Why the receiver drops the segment (Linux: `tcp_validate_incoming`, `tcp_ack`), "" if it does not.
+
+        A segment is not held against rules of which the recording does not know whether they were agreed on.
+        """
+        stream, other = self.streams[side], self.streams[1 - side]
+        if segment.signed and stream.synchronised and not self._signed[side] and not segment.flags & SYN:
+            return "signature"
+        if segment.flags & RST:
+            return ""
+        if not segment.flags & (SYN | ACK):
+            return "no-acknowledgement"
+        if self.stamped and segment.stamp is not None and not self._newer(side, segment.seq, segment.stamp, quiet):
+            return "old-timestamp"
+        if segment.flags & ACK:
+            if self.birth.flow and stream.synchronised and other.origin is None:
+                return "unsent-acknowledged"
+            return other.misplaced(segment.ack, side)
+        return ""
+
+    def _newer(self, side: int, seq: int, stamp: int, quiet: bool = False) -> bool:
+        """Whether a time stamp passes (RFC 7323 §5; Linux lets one go that is older by one); if so it is remembered."""
+        recent, stream = self._stamps[side], self.streams[side]
+        age = 0 if not recent or quiet else (recent - stamp + 0x80000000 & 0xFFFFFFFF) - 0x80000000
+        if age > 1:
+            return False
+        if age <= 0 and stream.next + stream.distance(seq) <= stream.acked:
+            self._stamps[side] = stamp
+        return True
+
+    def usual(
+        self,
+        side: int,
+        seq: int,
+        ack: int,
+        window: int,
+        stamp: int | None,
+        data: bytes,
+        wall_ns: int,
+        now: int,
+        out: list[Row],
+    ) -> bool:
+        """`packet` for a whole segment with ACK and without SYN, FIN and RST that comes next where nothing waits.
+
+        False: it is not like that, and nothing has been done.
+        """
+        stream, other = self.streams[side], self.streams[1 - side]
+        if (
+            self.deadline
+            or self.closed
+            or self.previous is not None
+            or not (stream.calm and other.calm and stream.fits(seq, len(data)))
+            or not (stream.synchronised or self._midstream[side])
+            or self._untold != [0, 0]
+            or other.misplaced(ack, side)
+            or (self.stamped and stamp is not None and not self._newer(side, seq, stamp, now - self.touched >= PAWS_NS))
+        ):
+            return False
+        self._count(side, len(data), wall_ns, now)
+        self._only_resets[side] = False
+        other.acknowledge(ack, window << (self._scales[side] if self._both_scale else 0), wall_ns, [])
+        stream.started = True
+        if data:
+            if self._gaps[side] is not None:
+                self._tell_gap(side, out)
+            self._data(side, stream.take(data, wall_ns), out)
+            self._settle(side, out)
+        self._refresh(out)
+        return True
 
     def icmp_error(self, side: int, kind: int, code: int, length: int, wall_ns: int, now: int, out: list[Row]) -> None:
         """An ICMP error about a packet of this session. What it quotes may hold a credential and is not kept."""
@@ -126,6 +238,9 @@ class TcpSession(Session):
         for side, state in enumerate((flow.client, flow.server)):
             if state.flags & SIDE_F_SYN:
                 self._midstream[side] = False
+        misled = {Ending.FIN: "fin-ignored", Ending.RST: "reset-ignored"}.get(ending)
+        if self.ending is Ending.OPEN and misled in self._found:
+            return  # its books don't know that the receiver did not follow
         if self.ending is Ending.OPEN:
             self.ending = ending
         if not self.deadline:
@@ -143,6 +258,15 @@ class TcpSession(Session):
         super().idle_work(wall_ns, out)
         return waiting
 
+    def unblock(self, out: list[Row]) -> None:
+        for side, stream in enumerate(self.streams):
+            pieces: list[Piece] = []
+            stream.unblock(self.last_ns, pieces)
+            if pieces:
+                self._put(side, pieces, self.last_ns, out)
+        self.forget()
+        self.flush(out)
+
     def forget(self) -> None:
         """A silent session needs less memory."""
         for stream in self.streams:
@@ -150,16 +274,25 @@ class TcpSession(Session):
 
     # -- handshakes ------------------------------------------------------------------------------------------------
 
-    def _syn(self, side: int, segment: Segment, wall_ns: int, out: list[Row]) -> None:
+    def _syn(self, side: int, segment: Segment, wall_ns: int, out: list[Row]) -> bool:
         stream = self.streams[side]
+        again = stream.synchronised
         if not stream.syn(segment.seq):
             text = "a SYN with another sequence number in a live connection"
             self.finding("handshake-conflict", side, stream.next, stream.next, wall_ns, text, out)
-            return
+            return False
+        if again and stream.next:
+            return True  # nobody learns anything from a repetition
         self._midstream[side], self._untold[side] = False, 0
         self._scales[side] = segment.scale or 0
+        self._stamps[side], self._signed[side] = segment.stamp, segment.signed
+        stream.selective = segment.selective
         if segment.scale is None:
             self._both_scale = False
+        if self.streams[1 - side].synchronised:
+            self.stamped = None not in self._stamps
+            stream.selective = self.streams[1 - side].selective = stream.selective and self.streams[1 - side].selective
+        return True
 
     def _tell_midstream(self, wall_ns: int, out: list[Row]) -> None:
         """Once it is too late for a SYN, which captures may put behind its data."""
@@ -168,18 +301,29 @@ class TcpSession(Session):
                 self._untold[side] = 0
                 self.finding("midstream", side, 0, 0, since, "the start of this direction was not seen", out)
 
-    def _reset(self, side: int, segment: Segment, wall_ns: int, now: int, out: list[Row]) -> None:
-        stream = self.streams[side]
-        answers = bool(segment.flags & ACK) and stream.origin is None
+    def _reset(self, side: int, segment: Segment, fault: str, wall_ns: int, now: int, out: list[Row]) -> None:
+        stream, other = self.streams[side], self.streams[1 - side]
         at = stream.next + stream.distance(segment.seq)
-        if not answers and not stream.covers(segment.seq):
-            text = "a reset outside of the window; receivers ignore it"
+        possible = stream.covers(segment.seq)
+        if stream.origin is None and other.synchronised:  # the answer to a SYN must say so
+            possible = bool(segment.flags & ACK) and not other.misplaced(segment.ack, side)
+        if fault or not possible:
+            why = REJECTS[fault] if fault else "it is not at the place that its receiver expects"
+            text = f"a reset that receivers ignore: {why}"
             self.finding("reset-ignored", side, stream.next, stream.next, wall_ns, text, out, {"offset": at})
             return
         if not self.deadline:
             self.ending = Ending.RST
             self.deadline = now + LINGER_NS
-            self._reset_at[side] = max(at, stream.top)
+            stream.stop(segment.seq)
+
+    def _urgent(self, side: int, segment: Segment, wall_ns: int, out: list[Row]) -> None:
+        """Where the urgent pointer points as Linux and most others read it: one byte before RFC 9293's."""
+        stream = self.streams[side]
+        at = stream.next + stream.distance(segment.seq) + max(0, (segment.urgent or 0) - 1)
+        if at >= stream.next:
+            text = "an urgent byte: receivers that don't ask for it inline read the stream without it"
+            self.finding("urgent", side, at, at + 1, wall_ns, text, out)
 
     def _closing(self, wall_ns: int, now: int, out: list[Row]) -> None:
         """After a FIN: each direction ends when its receiver acknowledged that."""
@@ -191,18 +335,18 @@ class TcpSession(Session):
             self.ending = Ending.FIN
             self.deadline = now + LINGER_NS
 
-    def _reopening(self, side: int, wall_ns: int, out: list[Row]) -> None:
+    def _reopening(self, side: int, grew: bool, wall_ns: int, out: list[Row]) -> None:
         stream = self.streams[side]
-        reset = self._reset_at[side]
         if self.ending is Ending.RST:
-            alive = reset is not None and stream.top > reset
+            alive = any(one.revived for one in self.streams) or (grew and not any(one.stopped for one in self.streams))
         else:
             alive = self.ending in (Ending.IDLE, Ending.CUT)
         if alive:
             text = f"packets went on after what looked like its end ({self.ending})"
             self.finding("reopened", side, stream.next, stream.next, wall_ns, text, out)
             self.ending, self.deadline = Ending.OPEN, 0
-            self._reset_at = [None, None]
+            for one in self.streams:
+                one.revived = False
 
     # -- pieces of the streams -------------------------------------------------------------------------------------
 
@@ -241,7 +385,7 @@ class TcpSession(Session):
             elif isinstance(piece, Overlap):
                 end = piece.start + len(piece.data)
                 number = outlet.copy(piece.start, piece.data, piece.ts_ns, chunks)
-                text = f"{len(piece.data)} bytes were sent again with another content; the first stay the stream"
+                text = f"{len(piece.data)} bytes were sent with two contents; the stream has what receivers keep"
                 attrs = {"copy": number}
                 self.finding("overlap", side, piece.start, end, piece.ts_ns, text, out, attrs)
             elif isinstance(piece, Late):
@@ -254,7 +398,11 @@ class TcpSession(Session):
                 number = outlet.copy(start, piece.data, piece.ts_ns, chunks)
                 strayed = {"copy": number, "offset": piece.start, "bytes": len(piece.data), "reason": piece.why}
                 end = start + len(piece.data)
-                self.finding("out-of-window", side, start, end, piece.ts_ns, STRAYS[piece.why], out, strayed)
+                if piece.why in STRAYS:
+                    self.finding("out-of-window", side, start, end, piece.ts_ns, STRAYS[piece.why], out, strayed)
+                else:
+                    text = f"a segment that receivers drop: {REJECTS[piece.why]}"
+                    self.finding("rejected", side, start, end, piece.ts_ns, text, out, strayed)
             else:
                 self._note(side, piece, out)
         if chunks:
@@ -280,7 +428,7 @@ class TcpSession(Session):
             self.finding("gap", side, gap.start, gap.end, gap.ts_ns, text, out, {"reason": gap.why})
 
     def _note(self, side: int, note: Note, out: list[Row]) -> None:
-        text = "a FIN before the end of the stream; receivers ignore it"
+        text = "a FIN that is not the end of the stream; receivers ignore it"
         self.finding(note.kind, side, note.start, note.end, note.ts_ns, text, out)
 
     def _finish_streams(self, out: list[Row]) -> None:

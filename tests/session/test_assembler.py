@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from appliance.journal import RING, Damage, Frame, FrameKind
 from appliance.model import Coverage, Direction, Ending, Identity, Row, SessionRow
-from appliance.session import state
 from appliance.wire.abi import SIDE_F_SYN, Flow, FlowEnd, Kind, Reason, SideState, pack_address
 from appliance.wire.records import plain
 from tests.session.test_datagrams import ANSWER, QUERY, fragments
+from tests.session.test_state import decoded, encoded
 from tests.session.traffic import (
     CLOCK,
     FIN,
@@ -100,13 +100,13 @@ def test_a_step_of_the_wall_clock_ends_no_session() -> None:
 
 
 def test_recorded_time_goes_on_over_a_reboot() -> None:
-    """Boot time begins at 0 again, and what was open ends by the silence that the wall clock saw."""
+    """Boot time begins at 0 again, and what was open is interrupted."""
     frames = numbered(
         opened(), clock(T0, T0), span(0, *hello(P)), opened(boot="b2"), clock(5 * SECOND, T0 + DAY),
         span(0, *hello(Peer(client_port=1), 6 * SECOND - T0)),
     )  # fmt: skip
     first, second = Recorded(feed(frames)).sessions
-    assert first.ending is Ending.IDLE
+    assert first.ending is Ending.INTERRUPTED
     assert second.started_ns == T0 + DAY + SECOND
 
 
@@ -401,7 +401,7 @@ def test_a_pickle_between_any_two_frames_changes_nothing() -> None:
     rows: list[Row] = []
     for one in frames:
         rows += machine.feed(one)
-        machine = state.decode(state.encode(machine))
+        machine = decoded(encoded(machine))
     assert rows == feed(frames)
 
 

@@ -31,11 +31,20 @@ def test_in_any_order() -> None:
     assert len(fragments) == 0
 
 
-def test_overlaps_with_another_content_are_counted() -> None:
+def test_repetitions_with_another_content_are_counted() -> None:
     fragments = Fragments()
     add(fragments, ip4(17, "10.0.0.1", "10.0.0.2", b"AAAAAAAABBBBBBBB", 0x2000))
-    whole = add(fragments, ip4(17, "10.0.0.1", "10.0.0.2", b"XXXXXXXXCC", 1))
+    assert add(fragments, ip4(17, "10.0.0.1", "10.0.0.2", b"XXXXXXXX", 0x2001)) is None
+    whole = add(fragments, ip4(17, "10.0.0.1", "10.0.0.2", b"CC", 2))
     assert whole == Whole(b"AAAAAAAABBBBBBBBCC", 8)
+
+
+def test_a_datagram_whose_fragments_overlap_is_given_up() -> None:
+    """RFC 8200 section 4.5; tests/session/hostile shows that Linux does so for IPv4."""
+    fragments = Fragments()
+    add(fragments, ip4(17, "10.0.0.1", "10.0.0.2", b"AAAAAAAABBBBBBBB", 0x2000))
+    assert add(fragments, ip4(17, "10.0.0.1", "10.0.0.2", b"XXXXXXXXCC", 1)) is None
+    assert (fragments.lost, len(fragments)) == (2, 0)
 
 
 def test_what_never_becomes_whole_is_counted_and_forgotten() -> None:

@@ -2,8 +2,10 @@ import struct
 
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 
-from appliance.session.packets import Network, Transport, network, transport, window_scale
+from appliance.session.packets import Network, Options, Transport, checksum_holds, network, options, transport
 from tests.session.traffic import SYN, Peer, ip4
 
 V6 = struct.pack(">IHBB", 6 << 28, 0, 0, 64) + bytes(32)
@@ -45,13 +47,36 @@ def test_ipv6_extension_headers() -> None:
     assert network(ip6(0, (bytes([0, 0]) + bytes(6)) * 20)) is None
 
 
-def test_window_scale() -> None:
-    assert window_scale(ip4(6, "1.2.3.4", "5.6.7.8", tcp(b"\2\4\5\xb4\1\3\3\7"))) == 7
-    assert window_scale(ip6(6, tcp(b"\1\3\3\xff"))) == 14
-    assert window_scale(ip4(6, "1.2.3.4", "5.6.7.8", tcp(b"\2\4\5\xb4"))) is None
-    assert window_scale(ip4(6, "1.2.3.4", "5.6.7.8", tcp(b"\0\3\3\7"))) is None
-    assert window_scale(ip4(6, "1.2.3.4", "5.6.7.8", tcp(b"\5\0\3\7"))) is None
-    assert window_scale(ip4(17, "1.2.3.4", "5.6.7.8", bytes(40))) is None
+def test_options() -> None:
+    def of(listed: bytes) -> Options:
+        return options(ip4(6, "1.2.3.4", "5.6.7.8", tcp(listed)))
+
+    assert of(b"\2\4\5\xb4\1\3\3\7") == Options(scale=7)
+    assert options(ip6(6, tcp(b"\1\3\3\xff"))) == Options(scale=14)
+    assert of(b"\1\1\4\2\1\1\x08\x0a\0\0\1\2\0\0\0\0") == Options(stamp=258, selective=True)
+    assert of(b"\x13\x12" + bytes(16) + b"\1\1") == Options(signed=True)
+    assert of(b"\2\4\5\xb4") == of(b"\0\3\3\7") == Options()
+    assert of(b"\3\3\7\5\0\3\7\0") == Options(scale=7, broken=5)
+    assert of(b"\1\1\3\4") == Options(broken=2)
+    assert options(ip4(17, "1.2.3.4", "5.6.7.8", bytes(40))) == Options()
+
+
+@given(st.binary(max_size=80), st.integers(0, 7))
+def test_checksums(data: bytes, bit: int) -> None:
+    for made in (IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src="fd00::1", dst="fd00::2")):
+        packet = bytearray(bytes(made / TCP(sport=1, dport=2) / data))
+        start = len(packet) - 20 - len(data)
+        assert checksum_holds(memoryview(packet), start)
+        packet[-1] ^= 1 << bit
+        assert not checksum_holds(memoryview(packet), start, lenient=True)
+
+
+def test_a_checksum_that_a_network_card_completes() -> None:
+    packet = bytearray(bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP(sport=1, dport=2) / b"abc"))
+    whole = 0x0A000001 + 0x0A000002 + 6 + 23
+    packet[36:38] = (whole % 0xFFFF).to_bytes(2, "big")
+    assert not checksum_holds(memoryview(packet), 20)
+    assert checksum_holds(memoryview(packet), 20, lenient=True)
 
 
 def test_transport() -> None:
@@ -67,6 +92,6 @@ def test_transport() -> None:
 def test_any_bytes(data: bytes) -> None:
     for version in (b"\x45", b"\x60", b""):
         network(version + data)
-        window_scale(version + data)
+        options(version + data)
         transport(6, data)
     assert Peer().handshake()

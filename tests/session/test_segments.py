@@ -1,7 +1,8 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.session.segments import Conflict, Segments, difference
+from tests.session.linux import Linux
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
@@ -16,34 +17,40 @@ pieces = st.lists(st.tuples(st.integers(0, 40), st.binary(min_size=1, max_size=1
 
 
 @given(pieces)
-def test_first_data_wins_whatever_overlaps(arrivals: list[tuple[int, bytes]]) -> None:
-    segments = Segments()
-    model: dict[int, int] = {}
+@settings(max_examples=400)
+def test_linux_keeps_the_same(arrivals: list[tuple[int, bytes]]) -> None:
+    segments, linux = Segments(), Linux()
+    sent: dict[int, set[int]] = {}
+    said: dict[int, set[int]] = {}
     for start, data in arrivals:
-        differing = {start + index: byte for index, byte in enumerate(data) if model.get(start + index, byte) != byte}
-        said: dict[int, int] = {}
-        for conflict in segments.insert(start, data, 0):
-            said |= {conflict.start + index: byte for index, byte in enumerate(conflict.data)}
-        assert differing.items() <= said.items()
-        assert all(position in model for position in said)
-        model = {start + index: byte for index, byte in enumerate(data)} | model
-        assert segments.size == len(model)
+        for index, byte in enumerate(data):
+            sent.setdefault(start + 1 + index, set()).add(byte)
+        for conflict in segments.insert(start + 1, data, 0):
+            for index, byte in enumerate(conflict.data):
+                said.setdefault(conflict.start + index, set()).add(byte)
+        linux.segment(start + 1, data)  # offset 0 never comes: all of them wait
+        assert segments.size == len(sent)
     out: dict[int, int] = {}
     last = -1
     while len(segments):
         assert segments.first > last
-        for start, data, _ in segments.take(segments.first):
-            out |= {start + index: byte for index, byte in enumerate(data)}
-            last = start + len(data) - 1
-    assert out == model
+        for start, part, _ in segments.take(segments.first):
+            out |= {start + index: byte for index, byte in enumerate(part)}
+            last = start + len(part) - 1
+    kept: dict[int, int] = {}
+    for start, part in linux.waiting:
+        kept = {start + index: byte for index, byte in enumerate(part)} | kept
+    assert out == kept
     assert segments.size == 0
+    assert all(values <= said.get(place, set()) | {out[place]} for place, values in sent.items())
 
 
 def test_a_conflict_holds_the_losing_bytes() -> None:
     segments = Segments()
-    segments.insert(10, b"abcdef", 0)
-    assert segments.insert(8, b"..aXcdYf..", 0) == [Conflict(11, b"XcdY")]
-    assert segments.take(8) == [(8, b"..abcdef..", 0)]
+    segments.insert(10, b"abcdef", 5)
+    assert segments.insert(11, b"bXdYf..", 6) == [Conflict(12, b"XdY", 6)]
+    assert segments.insert(8, b"..AbcdeF..", 7) == [Conflict(10, b"abcdef", 5)]
+    assert segments.take(8) == [(8, b"..AbcdeF..", 7)]
 
 
 def test_a_large_segment_swallows_small_ones_once() -> None:
@@ -52,8 +59,17 @@ def test_a_large_segment_swallows_small_ones_once() -> None:
     for start in range(0, 2000, 2):
         segments.insert(start, b"x", 0)
     segments.insert(0, b"x" * 2000, 0)
-    assert len(segments) == 2  # the first tooth was there before its start
+    assert len(segments) == 1
     assert segments.size == 2000
+
+
+def test_a_piece_is_taken_up_to_a_limit() -> None:
+    segments = Segments()
+    segments.insert(3, b"abcdef", 4)
+    assert segments.take(3, 5) == [(3, b"ab", 4)]
+    assert segments.take(3, 5) == []
+    assert segments.take(5, 99) == [(5, b"cdef", 4)]
+    assert segments.size == len(segments) == 0
 
 
 def test_the_last_one_can_be_taken_first() -> None:
