@@ -21,7 +21,7 @@ from api.routes import ca, health, leases, records
 from api.server import CIPHERS, MAX_HEADERS, BodyLimit, Protocol, raise_file_limit
 from appliance import __version__, log
 from appliance.config import Settings
-from appliance.errors import MalformedInput
+from appliance.errors import MalformedInput, VerbatimError
 from appliance.identity import ca as authority
 from appliance.identity.oidc import Verifier
 from appliance.status import publish, run_folder, withdraw
@@ -29,6 +29,8 @@ from appliance.store.client import open_store
 from appliance.wire.control import Client
 
 SHUTDOWN_SECONDS = 5
+TEND_SECONDS = 2.0  # between two looks whether an issuer is to be asked
+SILENCE_SECONDS = 5  # connections that say nothing are not accepted before
 OTHER_ADDRESS = "choose an address of this machine"
 
 
@@ -38,9 +40,10 @@ def create(parts: Parts) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(_publish_each_second(parts.settings, started))
+        tasks = [asyncio.create_task(_publish_each_second(parts, started)), asyncio.create_task(_tend(parts))]
         yield
-        task.cancel()
+        for task in tasks:
+            task.cancel()
         withdraw(parts.settings.data, "api")
 
     app = FastAPI(
@@ -63,7 +66,7 @@ def create(parts: Parts) -> FastAPI:
 
 def run(settings: Settings) -> None:
     """Serve until SIGTERM. Raises `MalformedInput` when an address cannot be listened on."""
-    log.configure(settings.log_level)
+    log.configure(settings.log_level, "api")
     raise_file_limit()
     ours = authority.load_or_create(settings.data, settings.node)
     certificate, key = authority.api_certificate(ours, settings.data, names(settings))
@@ -71,7 +74,7 @@ def run(settings: Settings) -> None:
     with open_store(settings, "reader", embed=False) as store, open_store(settings, "writer", embed=False) as audit:
         app = create(Parts(settings, Verifier(settings.issuers), ours, store, audit, wire))
         sockets = [listen(address) for address in settings.api.listen]
-        structlog.get_logger().info("api listens", addresses=list(settings.api.listen), ca=ours.fingerprint)
+        structlog.get_logger().info("api-started", addresses=list(settings.api.listen), ca=ours.fingerprint)
         server(app, certificate, key).run(sockets=sockets)
 
 
@@ -118,6 +121,7 @@ def listen(address: str) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, SILENCE_SECONDS)
         listener.bind((host, port))
         listener.listen(512)
     except OSError as error:
@@ -144,7 +148,24 @@ def local_addresses(version: int) -> list[str]:
     return [str(address) for address in found if not address.is_link_local]
 
 
-async def _publish_each_second(settings: Settings, started: float) -> None:
+async def _publish_each_second(parts: Parts, started: float) -> None:
+    settings = parts.settings
     while True:
-        publish(settings.data, "api", {"listen": list(settings.api.listen), "uptime": time.time() - started})
+        values = {"listen": list(settings.api.listen), "uptime": time.time() - started}
+        publish(settings.data, "api", values | {"faults": parts.verifier.faults(), "repairs": {}})
         await asyncio.sleep(1.0)
+
+
+async def _tend(parts: Parts) -> None:
+    """Ask the issuers for their keys when that is due, so that what is wrong with them shows before an agent comes."""
+
+    def changed(issuer: str, came: frozenset[str], went: frozenset[str]) -> None:
+        text = f"issuer {issuer} has other keys: {len(came)} came, {len(went)} went; expected when it rotates them"
+        try:
+            parts.wire.note("issuer-keys-changed", text, issuer=issuer, came=sorted(came), went=sorted(went))
+        except VerbatimError as error:
+            structlog.get_logger().error("not-recorded", what="issuer-keys-changed", reason=str(error))
+
+    while True:
+        await asyncio.to_thread(parts.verifier.tend, changed)
+        await asyncio.sleep(TEND_SECONDS)

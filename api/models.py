@@ -43,6 +43,15 @@ class Certificate(BaseModel):
     pem: str
 
 
+class PartFault(BaseModel):
+    """Something that is wrong now. The README's "When something is wrong" lists the names."""
+
+    process: str
+    name: str
+    text: str = Field(description="what, why, and the remedy")
+
+
 class Health(BaseModel):
     status: str = Field(description="ok or failing")
-    parts: dict[str, str] = Field(description="part → ok, or what is wrong with it")
+    parts: dict[str, str] = Field(description="part → ok, or what is wrong with it; strangers: failing")
+    faults: list[PartFault] = Field([], description="empty for strangers")

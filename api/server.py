@@ -8,6 +8,7 @@ import asyncio
 import json
 import resource
 from collections import Counter
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, ClassVar
 
 import h11
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 REQUEST_SECONDS = 15.0  # from a request's first byte, or the connection's start, to the request's last byte
-PEER_CONNECTIONS = 64  # of one address at one time
+PEER_CONNECTIONS = 64  # of one IPv4 address, or one /64 of IPv6, at one time
 CONNECTIONS = 2048
 MAX_BODY = 64 * 1024  # bytes; no route needs more
 MAX_HEADERS = 32 * 1024
@@ -34,7 +35,7 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._peer = self.client[0] if self.client else ""
+        self._peer = host_of(self.client[0]) if self.client else ""
         self.peers[self._peer] += 1
         if self.peers[self._peer] > PEER_CONNECTIONS or self.peers.total() > CONNECTIONS:
             transport.abort()
@@ -85,6 +86,17 @@ class Protocol(H11Protocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+
+def host_of(address: str) -> str:
+    """What one host cannot have many of: an IPv4 address, a /64 of IPv6."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        return str(parsed.ipv4_mapped or ip_network((parsed, 64), strict=False))
+    return str(parsed)
 
 
 class BodyLimit:

@@ -5,7 +5,9 @@
 #ifndef VERBATIM_FLOW_H
 #define VERBATIM_FLOW_H
 
+#include "quota.h"
 #include "record.h"
+#include "source.h"
 
 #define PORT_QUIC 443
 
@@ -107,6 +109,29 @@ static __always_inline struct rule *look_up_rule(struct scratch *s, __u8 protoco
 	return bpf_map_lookup_elem(MAP(MAP_RULES), key);
 }
 
+/* UDP that usually carries other packets: who means it names the port in a rule. A tunnel to another port is recorded
+ * as what it is, datagrams that nobody understands. */
+static __always_inline int is_tunnel(__u16 port)
+{
+	switch (port) {
+	case 500:   /* IKE */
+	case 1194:  /* OpenVPN */
+	case 1701:  /* L2TP */
+	case 2152:  /* GTP-U */
+	case 3544:  /* Teredo */
+	case 4500:  /* ESP in UDP */
+	case 4754:  /* GRE in UDP */
+	case 4789:  /* VXLAN */
+	case 6081:  /* Geneve */
+	case 6635:  /* MPLS in UDP */
+	case 8472:  /* VXLAN, as Linux first had it */
+	case 41641: /* Tailscale */
+	case 51820: /* WireGuard */
+		return 1;
+	}
+	return 0;
+}
+
 /* The rule for the flow's server, and what it says. Sets .rule and record.lane; *unbound: no lease is needed. */
 static __always_inline int ask_rules(struct scratch *s, __u8 *unbound)
 {
@@ -138,7 +163,38 @@ static __always_inline int ask_rules(struct scratch *s, __u8 *unbound)
 		return REASON_RULE;
 	if (protocol == IPPROTO_UDP && port == PORT_QUIC && !exact)
 		return REASON_QUIC;
+	if (protocol == IPPROTO_UDP && !exact && is_tunnel(port))
+		return REASON_TUNNEL;
 	return REASON_NONE;
+}
+
+/* The rules are asked once: a flow remembers what they said until they change. In one word, which is written at once. */
+static __always_inline int recall_rule(struct scratch *s, struct flow *flow, __u8 *unbound)
+{
+	__u32 rules = ((struct tracked *)flow)->rules;
+
+	if (!s->rules || (rules & ~1u) != s->rules)
+		return 0;
+	s->rule = flow->rule;
+	s->record.lane = flow->lane;
+	*unbound = rules & 1;
+	return 1;
+}
+
+static __always_inline void remember_rule(struct scratch *s, struct flow *flow, __u8 unbound)
+{
+	flow->rule = s->rule;
+	flow->lane = s->record.lane;
+	((struct tracked *)flow)->rules = s->rules | !!unbound;
+}
+
+/* Does the packet come from the lease's own link-layer address? */
+static __always_inline int is_borrowed(struct scratch *s, struct lease *lease)
+{
+	__u32 *high = (__u32 *)lease->link, *from = (__u32 *)s->link;
+	__u16 *low = (__u16 *)(lease->link + 4), *end = (__u16 *)(s->link + 4);
+
+	return (*high || *low) && (*high != *from || *low != *end);
 }
 
 /* The identity that the packet travels under: asked for each packet, so that expiry and revocation cut live flows. */
@@ -159,13 +215,15 @@ static __always_inline int ask_leases(struct __sk_buff *skb, struct scratch *s, 
 		record->lease = lease->id;
 		if (lease->expires <= record->time)
 			reason = REASON_LEASE_EXPIRED;
+		else if (s->role == ROLE_AGENT && record->side == SIDE_CLIENT && !s->related && is_borrowed(s, lease))
+			return REASON_SPOOFED;
 		else if (flow && flow->lease != lease->id)
 			reason = REASON_LEASE_CHANGED;
 	}
 	if (reason && !flow && unbound) {
 		record->lease = 0;
 		record->flags |= RECORD_F_UNBOUND;
-		return REASON_NONE;
+		return is_spoofed(skb, s) ? REASON_SPOOFED : REASON_NONE;
 	}
 	return reason;
 }
@@ -180,7 +238,8 @@ static __always_inline int is_impostor(struct __sk_buff *skb, struct scratch *s)
 	if (s->role != ROLE_AGENT || record->side == SIDE_CLIENT || s->related || record->flags & RECORD_F_UNBOUND)
 		return 0;
 	lease = bpf_map_lookup_elem(MAP(MAP_LEASES), s->key.source);
-	return !lease || lease->expires <= record->time || (lease->ifindex && lease->ifindex != skb->ifindex);
+	return !lease || lease->expires <= record->time || (lease->ifindex && lease->ifindex != skb->ifindex) ||
+	       is_borrowed(s, lease);
 }
 
 /* Take leave of the flow that a SYN replaces. */
@@ -191,20 +250,24 @@ static __always_inline int close_former(struct scratch *s, struct flow *former)
 	return former->reported ? REASON_NONE : report_end(s, former);
 }
 
-/* Its first packet is counted when it is recorded. */
-static __always_inline struct flow *open_flow(struct scratch *s, __u64 how)
+/* Its first packet is counted when it is recorded. 0: the map is full. */
+static __always_inline struct flow *open_flow(struct scratch *s, struct flow *former, __u8 unbound)
 {
-	struct flow *fresh = &s->flow;
+	struct flow *fresh = &s->fresh.flow;
+	__u64 payer = former ? former->lease : 0;
 
 	__builtin_memset(fresh, 0, sizeof(*fresh));
 	fresh->start = s->record.time;
 	fresh->last = s->record.time;
 	fresh->lease = s->record.lease;
-	fresh->rule = s->rule;
-	fresh->lane = s->record.lane;
 	fresh->flags = s->record.flags & RECORD_F_UNBOUND;
-	bpf_map_update_elem(MAP(MAP_FLOWS), &s->flow_key, fresh, how);
-	return bpf_map_lookup_elem(MAP(MAP_FLOWS), &s->flow_key); /* also when another CPU was quicker; 0: the map is full */
+	remember_rule(s, fresh, unbound);
+	if (!bpf_map_update_elem(MAP(MAP_FLOWS), &s->flow_key, fresh, former ? BPF_ANY : BPF_NOEXIST)) {
+		account_flow(s, fresh->lease, 1);
+		if (former)
+			account_flow(s, payer, -1);
+	}
+	return bpf_map_lookup_elem(MAP(MAP_FLOWS), &s->flow_key); /* also when another CPU was quicker */
 }
 
 /* The packet's flow, and whether it may pass now. The flow is also given when it may not. */
@@ -220,7 +283,10 @@ static __always_inline int admit(struct __sk_buff *skb, struct scratch *s, struc
 		turn_round(s);
 	if (flow && starts_anew(s, flow)) {
 		if (record->side == SIDE_SERVER) {
-			bpf_map_delete_elem(MAP(MAP_FLOWS), &s->flow_key);
+			__u64 payer = flow->lease;
+
+			if (!bpf_map_delete_elem(MAP(MAP_FLOWS), &s->flow_key))
+				account_flow(s, payer, -1);
 			s->flow_key = s->key;
 			record->side = SIDE_CLIENT;
 		} else {
@@ -236,17 +302,25 @@ static __always_inline int admit(struct __sk_buff *skb, struct scratch *s, struc
 	} else {
 		reason = may_open(s);
 	}
-	if (!reason)
+	if (!reason && !(flow && recall_rule(s, flow, &unbound))) {
 		reason = ask_rules(s, &unbound);
+		if (!reason && flow)
+			remember_rule(s, flow, unbound);
+	}
 	if (!reason)
 		reason = ask_leases(skb, s, flow, unbound);
 	if (!reason && is_impostor(skb, s))
 		reason = REASON_IMPOSTOR;
 	if (!reason && former)
 		reason = close_former(s, former);
+	/* What carries nothing always gets through: nobody would send a reset or the last acknowledgement again. */
+	if (!reason && flow && (record->payload || record->protocol != IPPROTO_TCP) && exceeds_share(s, flow->lease))
+		reason = REASON_RING_SHARE;
 	if (reason || flow)
 		return reason;
-	flow = open_flow(s, former ? BPF_ANY : BPF_NOEXIST);
+	if (!may_hold(s, record->lease))
+		return REASON_FLOW_SHARE;
+	flow = open_flow(s, former, unbound);
 	if (!flow)
 		return REASON_FLOWS_FULL;
 	*found = flow;

@@ -5,12 +5,19 @@
 #ifndef VERBATIM_PARSE_H
 #define VERBATIM_PARSE_H
 
+#include "checksum.h"
 #include "scratch.h"
+#include "source.h"
 #include "transport.h"
 
 #define VLAN_TAGS_MAX 2
 #define EXTENSIONS_MAX 6
 
+#define VLAN_ID 0x0fff
+
+/* A frame of a VLAN belongs to the VLAN's own interface, where the program sees it again, without the tag: here it is
+ * neither recorded nor marked. Where there is no such interface, the stack drops it. Tags that give a priority only (IEEE
+ * 802.1Q, VLAN 0) are taken off by the stack. */
 static __always_inline int parse_ethernet(struct __sk_buff *skb, struct scratch *s, __be16 *protocol)
 {
 	struct record *record = &s->record;
@@ -18,11 +25,14 @@ static __always_inline int parse_ethernet(struct __sk_buff *skb, struct scratch 
 
 	if (LOAD(skb, 0, s, ETH_HLEN))
 		return REASON_MALFORMED;
+	__builtin_memcpy(s->link, ((struct ethhdr *)s->bytes)->h_source, ETH_ALEN);
 	next = ((struct ethhdr *)s->bytes)->h_proto;
 	s->packet = ETH_HLEN;
 	if (skb->vlan_present) {
 		record->flags |= RECORD_F_VLAN;
 		record->vlan = skb->vlan_tci;
+		if (skb->vlan_tci & VLAN_ID)
+			return OUT_LOCAL;
 	}
 #pragma unroll
 	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
@@ -33,6 +43,8 @@ static __always_inline int parse_ethernet(struct __sk_buff *skb, struct scratch 
 		if (LOAD(skb, s->packet, s, 4))
 			return REASON_MALFORMED;
 		tag = (__be16 *)s->bytes;
+		if (bpf_ntohs(tag[0]) & VLAN_ID)
+			return OUT_LOCAL;
 		if (!(record->flags & RECORD_F_VLAN)) { /* the outer tag is recorded */
 			record->flags |= RECORD_F_VLAN;
 			record->vlan = bpf_ntohs(tag[0]);
@@ -59,8 +71,17 @@ static __always_inline int set_end(struct __sk_buff *skb, struct scratch *s, __u
 /* What the stack of the gateway consumes is none of the recorder's business, and is not marked. */
 static __always_inline int is_local(struct __sk_buff *skb, struct scratch *s)
 {
-	return skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST ||
-	       bpf_map_lookup_elem(MAP(MAP_LOCALS), s->record.destination);
+	if (skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST)
+		return 1;
+	s->local = !!bpf_map_lookup_elem(MAP(MAP_LOCALS), s->record.destination);
+	return s->local;
+}
+
+static __always_inline int is_loopback(const __u8 *address)
+{
+	const __u32 *words = (const __u32 *)address;
+
+	return !words[0] && !words[1] && !words[2] && words[3] == bpf_htonl(1);
 }
 
 static __always_inline int parse_ipv4(struct __sk_buff *skb, struct scratch *s)
@@ -76,7 +97,8 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct scratch *s)
 	map_ipv4(record->source, ip->saddr);
 	map_ipv4(record->destination, ip->daddr);
 	header = (ip->ihl & 15) * 4;
-	if (ip->version != 4 || header < sizeof(*ip))
+	/* Loopback addresses have no place on a wire (RFC 1122 section 3.2.1.3), whatever route_localnet says. */
+	if (ip->version != 4 || header < sizeof(*ip) || record->source[12] == 127 || record->destination[12] == 127)
 		return REASON_MALFORMED;
 	length = bpf_ntohs(ip->tot_len);
 	if (!length && skb->gso_size)
@@ -88,16 +110,13 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct scratch *s)
 	record->protocol = ip->protocol;
 	/* Groups, the limited broadcast and a used-up hop limit are never forwarded: the last would let an agent put
 	 * bytes into the recording that its peer never got. */
-	if (record->destination[12] >= 224 || ip->ttl <= 1 || is_local(skb, s))
-		return OUT_LOCAL;
-	if (ip->frag_off & bpf_htons(0x3fff)) { /* more fragments, or an offset */
+	if (ip->frag_off & bpf_htons(0x3fff)) /* more fragments, or an offset */
 		record->flags |= RECORD_F_FRAGMENT;
+	if (record->destination[12] >= 224 || is_local(skb, s) || ip->ttl <= 1)
+		return OUT_LOCAL;
+	if (record->flags & RECORD_F_FRAGMENT)
 		return REASON_FRAGMENT;
-	}
-	/* Source routes: the destination is not the one that rules are asked about. */
-	if (header > sizeof(*ip) && find_option(skb, s, s->packet + sizeof(*ip), header - sizeof(*ip), IPOPT_LSRR, IPOPT_SSRR))
-		return REASON_UNREADABLE;
-	return REASON_NONE;
+	return check_ipv4_header(skb, s, header);
 }
 
 /* Step over one IPv6 extension header. Returns REASON_NONE with .transport moved, -1 when there is none to step over. */
@@ -117,8 +136,8 @@ static __always_inline int step_over(struct __sk_buff *skb, struct scratch *s, _
 			return REASON_FRAGMENT;
 		}
 		length = 8;
-	} else if (*next == IPPROTO_ROUTING && s->bytes[3]) {
-		return REASON_UNREADABLE; /* segments left: the destination is not the one that rules are asked about */
+	} else if (*next == IPPROTO_ROUTING) { /* with segments left, the destination is not the one that rules are asked */
+		return REASON_UNREADABLE;      /* about; without, it is of no use but to carry something */
 	}
 	s->transport += length;
 	if (s->transport > s->end)
@@ -141,7 +160,8 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct scratch *s)
 	__builtin_memcpy(record->source, &ip->saddr, 16);
 	__builtin_memcpy(record->destination, &ip->daddr, 16);
 	/* Addresses of IPv4 in IPv6's notation have no place on a wire, and would pass for the agent's IPv4 address. */
-	if (ip->version != 6 || is_mapped(record->source) || is_mapped(record->destination))
+	if (ip->version != 6 || is_mapped(record->source) || is_mapped(record->destination) ||
+	    is_loopback(record->source) || is_loopback(record->destination))
 		return REASON_MALFORMED;
 	length = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 	if (length == sizeof(*ip) && skb->gso_size)
@@ -152,9 +172,12 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct scratch *s)
 	s->transport = s->packet + sizeof(*ip);
 	next = ip->nexthdr;
 	record->protocol = next;
-	if (record->destination[0] == 0xff || ip->hop_limit <= 1 || is_local(skb, s) ||
-	    (record->destination[0] == 0xfe && (record->destination[1] & 0xc0) == 0x80))
+	if (record->destination[0] == 0xff || is_local(skb, s) || ip->hop_limit <= 1)
 		return OUT_LOCAL;
+	if (record->destination[0] == 0xfe && (record->destination[1] & 0xc0) == 0x80) {
+		s->local = 1; /* link-local: never forwarded */
+		return OUT_LOCAL;
+	}
 	for (int i = 0; i < EXTENSIONS_MAX; i++) {
 		reason = step_over(skb, s, &next);
 		if (reason < 0)
@@ -164,6 +187,45 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct scratch *s)
 			return reason;
 	}
 	return REASON_UNREADABLE;
+}
+
+/* Of the gateway itself agents reach the API and what IP needs. The interlock drops the rest as well; here it is told
+ * who tries. Segments but the first of a connection are the stack's to judge: the gateway may have begun it. */
+static __always_inline int admit_local(struct __sk_buff *skb, struct scratch *s)
+{
+	struct record *record = &s->record;
+	__u8 protocol = record->protocol;
+	struct settings *settings;
+	__be16 *ports = (__be16 *)s->bytes;
+	__u32 zero = 0;
+
+	if (s->role != ROLE_AGENT || !s->local)
+		return OUT_LOCAL;
+	if (record->flags & RECORD_F_FRAGMENT)
+		return REASON_FRAGMENT;
+	if (protocol == (record->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
+		return OUT_LOCAL;
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+		return REASON_GATEWAY;
+	if (s->transport + sizeof(struct udphdr) > s->end || LOAD(skb, s->transport, s, sizeof(struct udphdr)))
+		return REASON_MALFORMED;
+	record->source_port = bpf_ntohs(ports[0]);
+	record->destination_port = bpf_ntohs(ports[1]);
+	if (protocol == IPPROTO_UDP)
+		return REASON_GATEWAY;
+	if (s->transport + sizeof(struct tcphdr) > s->end || LOAD(skb, s->transport, s, sizeof(struct tcphdr)))
+		return REASON_MALFORMED;
+	record->tcp_flags = s->bytes[13];
+	if ((record->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return OUT_LOCAL;
+	settings = bpf_map_lookup_elem(MAP(MAP_SETTINGS), &zero);
+	if (!settings)
+		return REASON_GATEWAY;
+#pragma unroll
+	for (int i = 0; i < PORTS_MAX; i++)
+		if (record->destination_port && settings->ports[i] == record->destination_port)
+			return OUT_LOCAL;
+	return REASON_GATEWAY;
 }
 
 static __always_inline int parse(struct __sk_buff *skb, struct scratch *s)
@@ -182,21 +244,23 @@ static __always_inline int parse(struct __sk_buff *skb, struct scratch *s)
 		reason = parse_ipv6(skb, s);
 	else
 		return OUT_LOCAL;
+	role = bpf_map_lookup_elem(MAP(MAP_INTERFACES), &ifindex);
+	s->role = role ? *role : 0;
 	if (reason == OUT_LOCAL)
-		return reason;
+		return misleads(skb, s) ? REASON_SPOOFED : admit_local(skb, s);
 	if (skb->pkt_type == PACKET_OTHERHOST)
 		return OUT_FOREIGN;
-	role = bpf_map_lookup_elem(MAP(MAP_INTERFACES), &ifindex);
 	if (!role)
 		return OUT_NO_ROLE;
-	s->role = *role;
 	if (reason)
 		return reason;
 	reason = parse_transport(skb, s);
 	s->record.source_port = s->key.source_port;
 	s->record.destination_port = s->key.destination_port;
 	if (!reason && s->record.tcp_flags & TCP_SYN)
-		read_window_scale(skb, s);
+		read_syn_options(skb, s);
+	if (!reason && s->record.protocol == IPPROTO_TCP && !s->related && is_unverified(skb, s))
+		s->record.flags |= RECORD_F_UNVERIFIED;
 	return reason;
 }
 

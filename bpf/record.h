@@ -5,12 +5,15 @@
 #ifndef VERBATIM_RECORD_H
 #define VERBATIM_RECORD_H
 
+#include "quota.h"
 #include "scratch.h"
 
 #define PIECE 8192		      /* what one step of a long copy moves */
 #define REFUSAL_BYTES 128	      /* of a refused packet are kept */
 #define RING_RESERVED 16	      /* one part in so many of the ring is kept for packets without payload */
-#define RING_CALM 8		      /* refusal records are written while one part in so many is free */
+#define BULK_RESERVED 8		      /* and so much from packets with much of it, for small messages beside them */
+#define MUCH 1024		      /* payload bytes */
+#define RING_CALM 6		      /* refusal records are written while one part in so many is free */
 
 struct refusal_record {
 	struct record record;
@@ -22,12 +25,18 @@ struct flow_end_record {
 	struct flow flow;
 };
 
-static __always_inline int has_room(__u32 length, __u32 reserved)
+static __always_inline int has_room(struct scratch *s, __u64 length, __u32 reserved)
 {
-	__u64 size = bpf_ringbuf_query(MAP(MAP_RING), BPF_RB_RING_SIZE);
-	__u64 used = bpf_ringbuf_query(MAP(MAP_RING), BPF_RB_AVAIL_DATA);
+	return s->used + length + (reserved ? s->ring / reserved : 0) <= s->ring;
+}
 
-	return used + length + (reserved ? size / reserved : 0) <= size;
+/* Which part of the ring is not for this packet. Resets, FINs and bare acknowledgements still get through when data does
+ * not: nobody would send them again. */
+static __always_inline __u32 reserved_from(struct scratch *s)
+{
+	if (s->record.payload >= MUCH)
+		return BULK_RESERVED;
+	return s->record.protocol == IPPROTO_TCP && !s->record.payload && !s->related ? 0 : RING_RESERVED;
 }
 
 /* Copy packet bytes behind the record's header. The verifier wants lengths that it knows: so pieces of constant length,
@@ -74,12 +83,10 @@ static __always_inline int copy_packet(struct __sk_buff *skb, struct scratch *s,
 static __always_inline int record_packet(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 size = sizeof(struct record) + s->record.length;
-	/* Resets, FINs and bare acknowledgements still get through when data does not: nobody would send them again. */
-	__u32 reserved = s->record.protocol == IPPROTO_TCP && !s->record.payload && !s->related ? 0 : RING_RESERVED;
 	struct bpf_dynptr slot;
 	struct record *record;
 
-	if (!has_room(size, reserved))
+	if (!has_room(s, size, reserved_from(s)))
 		return REASON_RING_FULL;
 	s->record.kind = RECORD_PACKET;
 	if (bpf_ringbuf_reserve_dynptr(MAP(MAP_RING), size, 0, &slot)) {
@@ -168,18 +175,24 @@ static __always_inline void record_refusal(struct __sk_buff *skb, struct scratch
 	s->refusal.count = 0;
 }
 
-/* At most one record per source, reason and interval; it says how many packets there were since the last one. */
-static __always_inline void report_refusal(struct __sk_buff *skb, struct scratch *s, __u32 reason, __u64 interval)
+/* At most one record per source, reason and interval, and refusal_rate in all; it says how many packets there were since
+ * the last one. 0: the packet is one of too many sources to tell of, and is only counted. */
+static __always_inline int report_refusal(struct __sk_buff *skb, struct scratch *s, __u32 reason, __u64 interval)
 {
 	struct refusal *known;
+	int due;
 
 	__builtin_memcpy(s->refusal_key.source, s->record.source, 16);
 	s->refusal_key.reason = reason;
 	known = bpf_map_lookup_elem(MAP(MAP_REFUSALS), &s->refusal_key);
 	s->refusal.recorded = known ? known->recorded : 0;
 	s->refusal.count = known ? known->count + 1 : 1;
-	if ((!s->refusal.recorded || s->record.time - s->refusal.recorded >= interval) &&
-	    has_room(sizeof(struct refusal_record), RING_CALM))
+	due = (!known || !known->recorded || s->record.time - known->recorded >= interval) && take_budget(s);
+	if (!known && !due) {
+		bump(COUNTER_UNTOLD + reason, 1);
+		return 0;
+	}
+	if (due && has_room(s, sizeof(struct refusal_record), RING_CALM))
 		record_refusal(skb, s, s->refusal.count);
 	if (known) {
 		known->recorded = s->refusal.recorded;
@@ -187,6 +200,7 @@ static __always_inline void report_refusal(struct __sk_buff *skb, struct scratch
 	} else {
 		bpf_map_update_elem(MAP(MAP_REFUSALS), &s->refusal_key, &s->refusal, BPF_ANY);
 	}
+	return 1;
 }
 
 #endif

@@ -40,20 +40,32 @@ struct scratch {
 	struct record record;	  /* of the packet in hand */
 	struct flow_key key;	  /* as the packet's sender sends */
 	struct flow_key flow_key; /* as the flow's client sends */
-	struct flow flow;
+	struct tracked fresh; /* a new flow; its windows stay 0 */
+	struct held held;
 	struct rule_key rule_key;
 	struct refusal_key refusal_key;
 	struct refusal refusal;
+	struct owner owner;	  /* whose quota is looked at */
+	struct quota quota;
+	struct network_key network_key;
+	__u32 reserved;
 	__u32 packet;	 /* offset of the IP header in the frame */
 	__u32 transport; /* offset of the transport header */
 	__u32 end;	 /* offset of the IP packet's end: link-layer padding is not part of it */
 	__u32 rule;	 /* number of the rule that lets the packet pass */
+	__u32 rules;	 /* settings.rules, read before map rules */
 	__u32 role;
 	__u32 cursor; /* of find_option(): kept here so that the verifier does not follow each way through the options */
 	__u8 opens;   /* the packet may start a flow; on TCP: a SYN without ACK */
 	__u8 related; /* an ICMP error, key is that of the packet it complains about */
-	__u8 scale;
-	__u8 reserved;
+	__u8 scale;   /* of a SYN, as mss and scaled */
+	__u8 local;   /* addressed to the gateway alone: not to a group, nor to everybody */
+	__u8 link[8]; /* the sender's link-layer address, and two zeros */
+	__u32 ring;   /* its bytes */
+	__u32 used;   /* of them, when the packet came */
+	__u16 mss;
+	__u8 scaled;  /* the SYN offers a window scale */
+	__u8 spare;
 	__u8 bytes[64]; /* the header in hand */
 };
 
@@ -120,11 +132,12 @@ static __always_inline int find_option(struct __sk_buff *skb, struct scratch *s,
 		if (found == 0 || at >= OPTIONS_MAX)
 			return 0;
 		if (found == kind || found == or_kind) {
-			__u8 content = byte_at(s, at + 2);
+			__u8 content = byte_at(s, at + 2), more = byte_at(s, at + 3);
 
 			s->bytes[0] = found;
 			s->bytes[1] = size;
 			s->bytes[2] = content;
+			s->bytes[3] = more;
 			return 1;
 		}
 		if (found != 1 && size < 2)

@@ -7,8 +7,12 @@
 
 #include "scratch.h"
 
+#define TCP_MSS 2
 #define TCP_WINDOW_SCALE 3
 #define WINDOW_SCALE_MAX 14 /* RFC 7323 section 2.3 */
+#define MSS_IPV4 536 /* RFC 9293 section 3.7.1, of a SYN without the option */
+#define MSS_IPV6 1220
+#define MSS_LEAST 88 /* of an option that is no use */
 #define ICMP_ERROR_MAX 576 /* bytes of the packet that carries an error: RFC 1812 section 4.3.2.3 */
 #define ICMPV6_ERROR_MAX 1280 /* RFC 4443 section 2.4 (c) */
 
@@ -35,16 +39,22 @@ static __always_inline int parse_tcp(struct __sk_buff *skb, struct scratch *s)
 	return REASON_NONE;
 }
 
-/* A SYN's window scale, for those who read windows later. A malformed list of options is not our business. */
-static __always_inline void read_window_scale(struct __sk_buff *skb, struct scratch *s)
+/* A SYN's window scale and segment size, for those who read windows later. A malformed list of options is not our
+ * business. */
+static __always_inline void read_syn_options(struct __sk_buff *skb, struct scratch *s)
 {
-	__u32 options = s->transport + sizeof(struct tcphdr);
-	__u8 scale;
+	__u32 options = s->transport + sizeof(struct tcphdr), length = s->packet + s->record.header - options;
 
-	if (!find_option(skb, s, options, s->packet + s->record.header - options, TCP_WINDOW_SCALE, TCP_WINDOW_SCALE))
-		return;
-	scale = s->bytes[1] == 3 ? s->bytes[2] : 0;
-	s->scale = scale > WINDOW_SCALE_MAX ? WINDOW_SCALE_MAX : scale;
+	s->mss = s->record.family == 6 ? MSS_IPV6 : MSS_IPV4;
+	if (find_option(skb, s, options, length, TCP_MSS, TCP_MSS) && s->bytes[1] == 4) {
+		s->mss = s->bytes[2] << 8 | s->bytes[3];
+		if (s->mss < MSS_LEAST)
+			s->mss = MSS_LEAST;
+	}
+	if (find_option(skb, s, options, length, TCP_WINDOW_SCALE, TCP_WINDOW_SCALE) && s->bytes[1] == 3) {
+		s->scaled = 1;
+		s->scale = s->bytes[2] > WINDOW_SCALE_MAX ? WINDOW_SCALE_MAX : s->bytes[2];
+	}
 }
 
 static __always_inline int parse_udp(struct __sk_buff *skb, struct scratch *s)

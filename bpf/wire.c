@@ -2,11 +2,11 @@
 /*
  * The recorder's datapath: one TC ingress program on every agent-facing and upstream-facing interface.
  *
- *     parse -> flow -> lease and rule -> record -> count -> mark
+ *     parse -> flow -> lease and rule -> record -> count -> lower the window -> mark
  *
- * Nothing is forwarded before it is in the ring: a packet gets MARK_RECORDED only after its record is submitted, and the
- * interlock (nftables) drops every forwarded packet without that mark. Every way out of this program that is not the
- * last line of forward() therefore fails closed.
+ * Nothing is forwarded before it is in the ring: a packet gets its two marks only after its record is submitted. The
+ * interlock (nftables) drops every forwarded packet without the first, the gate (gate.c) every one without the second.
+ * Every way out of this program that is not the end of forward() therefore fails closed.
  *
  * Parsing results live in a per-CPU scratch value, not on the stack: there is more than 512 bytes of them, and what the
  * verifier reads back from a map is one unknown number instead of one known constant per path, so the paths through
@@ -15,10 +15,12 @@
  * Maps are created by appliance/wire/loader.py and named here by number (enum map), which the loader replaces by file
  * descriptors: so the same instructions load with fresh maps, with pinned ones, and in another machine.
  */
+#include "clamp.h"
 #include "flow.h"
 #include "parse.h"
 #include "record.h"
 #include "scratch.h"
+#include "source.h"
 #include "track.h"
 
 static __always_inline int leave(__u32 way)
@@ -47,6 +49,8 @@ static __always_inline int exhaust(struct __sk_buff *skb, struct scratch *s)
 
 static __always_inline int refuse(struct __sk_buff *skb, struct scratch *s, struct flow *flow, __u32 reason, __u64 interval)
 {
+	int told;
+
 	bump(reason, 1);
 	if (flow) {
 		struct side_state *mine = &flow->sides[s->record.side & 1];
@@ -55,27 +59,32 @@ static __always_inline int refuse(struct __sk_buff *skb, struct scratch *s, stru
 		__sync_fetch_and_add(&mine->refused_bytes, s->record.payload);
 	}
 	s->record.reason = reason;
-	report_refusal(skb, s, reason, interval);
-	if (reason <= REASON_LAST_SILENT || exhaust(skb, s))
+	told = report_refusal(skb, s, reason, interval);
+	/* One of many made-up sources gets no answer: each would have the gateway look for a neighbour. Nor does the stack get
+	 * to see what it would complain about (a bad option) to a source elsewhere, quoting it. */
+	if (!told || reason <= REASON_LAST_SILENT || misleads(skb, s) || exhaust(skb, s))
 		return TC_ACT_SHOT;
 	skb->mark = MARK_REFUSED;
 	return TC_ACT_OK;
 }
 
-static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, struct flow *flow)
+static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, struct settings *settings, struct flow *flow)
 {
 	int reason = record_packet(skb, s);
 
 	if (reason)
 		return reason;
 	count(s, flow);
+	if (s->record.protocol == IPPROTO_TCP && !s->related)
+		mind_window(skb, s, settings, flow);
 	bump(COUNTER_PACKETS, 1);
 	bump(COUNTER_BYTES, s->record.length);
 	skb->mark = MARK_RECORDED;
+	skb->tc_classid = CLASS_RECORDED;
 	return REASON_NONE;
 }
 
-static __always_inline void start(struct __sk_buff *skb, struct scratch *s)
+static __always_inline void start(struct __sk_buff *skb, struct scratch *s, struct settings *settings)
 {
 	struct record *record = &s->record;
 
@@ -84,9 +93,15 @@ static __always_inline void start(struct __sk_buff *skb, struct scratch *s)
 	__builtin_memset(&s->key, 0, sizeof(s->key));
 	s->packet = 0;
 	s->rule = 0;
+	s->rules = settings->rules;
 	s->opens = 0;
 	s->related = 0;
 	s->scale = 0;
+	s->scaled = 0;
+	s->ring = settings->ring;
+	s->used = bpf_ringbuf_query(MAP(MAP_RING), BPF_RB_AVAIL_DATA);
+	s->local = 0;
+	__builtin_memset(s->link, 0, sizeof(s->link));
 	record->version = WIRE_ABI;
 	record->ifindex = skb->ifindex;
 	record->time = bpf_ktime_get_boot_ns();
@@ -109,7 +124,7 @@ int wire(struct __sk_buff *skb)
 	settings = bpf_map_lookup_elem(MAP(MAP_SETTINGS), &zero);
 	if (!s || !settings)
 		return TC_ACT_SHOT;
-	start(skb, s);
+	start(skb, s, settings);
 	reason = parse(skb, s);
 	if (reason >= OUT_LOCAL)
 		return leave(reason);
@@ -118,7 +133,7 @@ int wire(struct __sk_buff *skb)
 	if (!reason)
 		reason = admit(skb, s, &flow);
 	if (!reason && flow)
-		reason = forward(skb, s, flow);
+		reason = forward(skb, s, settings, flow);
 	if (reason || !flow)
 		return refuse(skb, s, flow, reason, settings->refusal_interval);
 	return TC_ACT_OK;

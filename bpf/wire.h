@@ -35,6 +35,10 @@ enum reason {
 	REASON_MALFORMED = 5,
 	REASON_FRAGMENT = 6,
 	REASON_IMPOSTOR = 7,      /* an answer from an agent-facing interface, and no lease of the server behind it */
+	REASON_FLOW_SHARE = 8,    /* the lease has as many flows as it may have beside the others */
+	REASON_RING_SHARE = 9,    /* the lease fills as much of the ring as it may beside the others */
+	REASON_SPOOFED = 10,      /* the source belongs behind another interface, or to another link-layer address */
+	REASON_GATEWAY = 11,      /* an agent asks for a service of the gateway itself that is not for agents */
 	REASON_LAST_SILENT = 15,
 	REASON_NO_LEASE = 16,
 	REASON_LEASE_EXPIRED = 17,
@@ -46,7 +50,8 @@ enum reason {
 	REASON_PROTOCOL = 23,      /* neither TCP, nor UDP, nor ICMP of a known flow */
 	REASON_INBOUND = 24,       /* a new flow from upstream */
 	REASON_UNREADABLE = 25,    /* an encapsulation or extension header that the program cannot read */
-	REASON_COUNT = 26,
+	REASON_TUNNEL = 26,        /* UDP to a port of tunnels that no rule names */
+	REASON_COUNT = 27,
 };
 
 /* Map counters, one u64 per CPU each: a reason below COUNTER_PACKETS, else one of these. */
@@ -57,7 +62,10 @@ enum counter {
 	COUNTER_FOREIGN = 35, /* dropped: the frame is addressed to another host's link-layer address */
 	COUNTER_NO_ROLE = 36, /* dropped: the interface is not in map interfaces */
 	COUNTER_UNREPORTED = 37, /* flows that ended without room for a FLOW_END record: flow.reported is 0 */
-	COUNTER_COUNT = 40,
+	COUNTER_CLAMPED = 38, /* packets forwarded with a lower window than they came with */
+	COUNTER_HELD = 39, /* times that a window was held */
+	COUNTER_UNTOLD = 40, /* plus a reason: refused packets that no refusal record tells of, refusal_rate was used up */
+	COUNTER_COUNT = 72,
 };
 
 /* The maps, in the order in which the program numbers them. */
@@ -66,14 +74,21 @@ enum map {
 	MAP_RULES = 1,      /* LPM trie: struct rule_key -> struct rule */
 	MAP_INTERFACES = 2, /* hash: u32 interface index -> u32 enum role */
 	MAP_LOCALS = 3,     /* hash: u8[16] address of the gateway -> u32, any value */
-	MAP_FLOWS = 4,      /* hash: struct flow_key -> struct flow */
+	MAP_FLOWS = 4,      /* hash: struct flow_key -> struct tracked */
 	MAP_COUNTERS = 5,   /* per-CPU array: u32 enum reason or enum counter -> u64 */
 	MAP_REFUSALS = 6,   /* LRU hash: struct refusal_key -> struct refusal */
 	MAP_SETTINGS = 7,   /* array of one struct settings */
 	MAP_RING = 8,       /* the ring */
 	MAP_SCRATCH = 9,    /* per-CPU array of one: the program's own */
 	MAP_META = 10,      /* array of one struct meta; not used by the program */
-	MAP_COUNT = 11,
+	MAP_QUOTAS = 11,    /* hash: struct owner -> struct quota */
+	MAP_RELEASED = 12,  /* hash: struct owner -> u64 flows that were taken out of map flows since .opened began; not
+			     * written by the program */
+	MAP_BUDGET = 13,    /* array of one struct budget */
+	MAP_NETWORKS = 14,  /* LPM trie: struct network_key -> u32 index of the interface that the routes lead to */
+	MAP_HELD = 15,      /* hash: struct flow_key, as the packet's sender sends -> struct held; user space takes them out */
+	MAP_PRESSURE = 16,  /* array of one struct pressure */
+	MAP_COUNT = 17,
 };
 
 /* record.flags */
@@ -85,9 +100,15 @@ enum map {
 #define RECORD_F_RELATED 0x20  /* an ICMP error about a known flow, whose addresses, ports and protocol the record bears,
 				* in the direction in which the error travels; seq to payload are 0 */
 
+#define RECORD_F_UNVERIFIED 0x40 /* TCP: the checksum is filled in, and no device has verified it */
+
 /* skb->mark, set on arrival; the interlock forwards MARK_RECORDED only, and answers MARK_REFUSED. */
 #define MARK_RECORDED 0x56420001
 #define MARK_REFUSED 0x56420002
+
+/* The same for the gate (gate.c): skb->tc_classid on arrival, which the kernel keeps as skb->tc_index until the packet
+ * leaves, and which nftables cannot set. */
+#define CLASS_RECORDED 0x5642
 
 struct record { /* 112 bytes */
 	__u8 version; /* WIRE_ABI */
@@ -165,11 +186,56 @@ struct flow { /* 128 bytes */
 	struct side_state sides[2];
 };
 
-struct lease { /* 24 bytes; map leases, keyed by the agent's address */
+/* The receive window that a side advertises, and what it sends itself. Edges are sequence numbers of the other side. */
+struct window { /* 24 bytes */
+	__u32 edge;     /* the highest right edge that was forwarded */
+	__u32 promised; /* the right edge of its acknowledgement in map held */
+	__u32 tick;     /* when .recent began, in units of 2^28 ns */
+	__u32 recent;   /* payload bytes that it sent in this tick */
+	__u32 before;   /* and in the one before */
+	__u16 mss;      /* option of its SYN, or the protocol's default; 0: no SYN was seen */
+	__u8 flags;     /* WINDOW_F_* */
+	__u8 reserved;
+};
+
+#define WINDOW_F_SCALED 0x01 /* its SYN offered a window scale */
+#define WINDOW_F_EDGE 0x02   /* .edge is a sequence number; else it counts from what the first acknowledgement says */
+#define WINDOW_F_HELD 0x04   /* an acknowledgement was put into map held */
+
+struct tracked { /* 184 bytes; the value of map flows. User space reads the flow */
+	struct flow flow;
+	struct window windows[2];
+	__u32 rules; /* settings.rules when map rules let the flow pass, by .flow.rule; plus 1 if that one is unbound */
+	__u32 reserved;
+};
+
+#define HELD_BYTES 120
+
+/* The last acknowledgement of a side whose window is held. */
+struct held { /* 132 bytes */
+	__u32 seq;       /* with which it is to be sent again: behind what it carried */
+	__u16 window;    /* and its window field then */
+	__u16 length;    /* of the headers */
+	__u16 transport; /* offset of the TCP header in them */
+	__u16 reserved;
+	__u8 header[HELD_BYTES]; /* from the IP header to the end of the TCP options, as they arrived */
+};
+
+struct pressure { /* 24 bytes; map pressure. Ticks as in struct window */
+	__u32 tick;    /* when .now began */
+	__u32 now;     /* sides that sent much in this tick */
+	__u32 before;  /* and in those before, fading */
+	__u32 pressed; /* the last tick in which the ring was fuller than settings.clamp */
+	__u64 held;    /* how often something was put into map held */
+};
+
+struct lease { /* 32 bytes; map leases, keyed by the agent's address */
 	__u64 id; /* never 0 */
 	__u64 expires;
 	__u32 ifindex; /* interface that the agent is behind; 0: any. The same address behind another one has no lease */
-	__u32 reserved;
+	__u8 link[6]; /* the agent's link-layer address; zeros: any */
+	__u16 reserved;
+	__u32 spare;
 };
 
 /* Map rules, a longest-prefix-match trie. prefixlen counts all bits before the address (32) plus the network's; IPv4
@@ -205,6 +271,30 @@ struct refusal { /* 16 bytes */
 	__u64 count; /* packets since */
 };
 
+/* Who answers for a flow: its lease (the number, then eight bytes 0xff), or the network of a client without one (/24 or
+ * /64, the rest zeros). All zeros: everybody together. */
+struct owner { /* 16 bytes */
+	__u8 name[16];
+};
+
+/* Map quotas. Flows that an owner has in map flows: .opened less its value in map released. */
+struct quota { /* 32 bytes */
+	__u64 opened;
+	__u64 mark;   /* position in the ring at which .since began */
+	__u64 before; /* bytes recorded before .mark that may still be in the ring */
+	__u64 since;  /* bytes recorded since */
+};
+
+struct network_key { /* 20 bytes; prefixlen as in struct rule_key, without the 32 */
+	__u32 prefixlen;
+	__u8 network[16];
+};
+
+struct budget { /* 16 bytes; map budget: refusal records of the present second */
+	__u64 second; /* when it began */
+	__u64 used;
+};
+
 struct meta { /* 56 bytes; map meta, one element: what the pinned set was made of */
 	__u32 abi; /* WIRE_ABI */
 	__u32 reserved;
@@ -212,10 +302,19 @@ struct meta { /* 56 bytes; map meta, one element: what the pinned set was made o
 	__u8 program[32]; /* SHA-256 of the pinned program's sources */
 };
 
-struct settings { /* 16 bytes; map settings, one element */
+#define PORTS_MAX 8
+
+struct settings { /* 56 bytes; map settings, one element */
 	__u32 stalled; /* not 0: refuse everything, the journal is full */
-	__u32 reserved;
+	__u32 refusal_rate; /* refusal records in a second, of all sources together */
 	__u64 refusal_interval; /* ns between two refusal records of one source and reason */
+	__u32 max_flows; /* entries of map flows */
+	__u32 max_flows_per_lease;
+	__u16 ports[PORTS_MAX]; /* TCP ports of the gateway that are for agents; 0: none */
+	__u32 ring; /* its bytes */
+	__u32 clamp; /* bytes in the ring above which windows are lowered; 0: never */
+	__u32 rules; /* an even number, another one for another content of map rules, set after it; 0: flows remember nothing */
+	__u32 reserved;
 };
 
 #endif

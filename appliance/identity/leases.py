@@ -11,6 +11,7 @@ A lease ends by two clocks, whichever comes first: the Unix time of its token, a
 when it was granted. A wall clock that is set back therefore never extends a lease; one that is set forward ends it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -24,6 +25,7 @@ from appliance.model import Identity
 VERSION = 1
 MAX_TEXT = 2048  # characters of one identity field
 MAX_ITEMS = 1024  # actors, groups
+LINK = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 LISTS = ("act", "groups")  # fields of an identity that hold several texts
 
 
@@ -58,7 +60,8 @@ class Now:
 class Lease:
     """`identity` held by `address`. `id` is 16 hex digits, the kernel's u64, never 0.
 
-    `interface`: the agent-facing one that the address is behind; from another one it has no lease.
+    `interface`: the agent-facing one that the address is behind; from another one it has no lease. `link`: the only
+    link-layer address that it may be used from, as 02:00:00:00:00:01; empty: any.
     """
 
     id: str
@@ -69,6 +72,7 @@ class Lease:
     deadline_ns: int  # CLOCK_BOOTTIME of `boot`
     boot: str
     interface: str = ""
+    link: str = ""
 
     @property
     def number(self) -> int:
@@ -99,6 +103,7 @@ class Lease:
             deadline_ns=_integer(value, "deadline_ns") if "deadline_ns" in value else 0,
             boot=_text(value, "boot"),
             interface=_text(value, "interface"),
+            link=_link(value),
         )
 
 
@@ -160,6 +165,7 @@ class LeaseTable:
     max_seconds: float
     limit: int
     leases: Mapping[str, Lease] = field(default_factory=lambda: MappingProxyType({}))
+    holder_limit: int = 0  # leases of one holder; 0: any number
 
     def list(self) -> tuple[Lease, ...]:
         return tuple(sorted(self.leases.values(), key=lambda lease: (lease.granted_ns, lease.id)))
@@ -172,7 +178,14 @@ class LeaseTable:
         raise LeaseUnknown(f"lease {id}: unknown or ended; ask for a new one")
 
     def grant(
-        self, address: str, identity: Identity, expires_ns: int, now: Now, number: int, interface: str = ""
+        self,
+        address: str,
+        identity: Identity,
+        expires_ns: int,
+        now: Now,
+        number: int,
+        interface: str = "",
+        link: str = "",
     ) -> tuple["LeaseTable", tuple[Change, ...]]:
         """Bind `address` to `identity` until `expires_ns` (Unix) or the maximum, whichever comes first.
 
@@ -183,16 +196,20 @@ class LeaseTable:
         table, changes = self.expire(now)
         held = table.leases.get(address)
         if held and holder(held.identity) == holder(identity) and held.identity.run_id == identity.run_id:
-            moved = table._with(replace(held, interface=interface))
+            moved = table._with(replace(held, interface=interface, link=link))
             renewed, change = moved.renew(held.id, expires_ns, now, identity)
             return renewed, (*changes, change)
         if held and holder(held.identity) != holder(identity):
             raise LeaseHeld(f"address {address}: leased to another identity; wait for its end or revoke it")
         if not held and len(table.leases) >= table.limit:
             raise Refused(f"leases: all {table.limit} are taken; raise wire.max_leases")
+        if not held and table._is_greedy(identity):
+            raise Refused(
+                f"leases: this identity has {table.holder_limit}, the most that it may; give some of them back"
+            )
         id = lease_id(f"{number:016x}")
         bound = replace(identity, lease_id=id, method="lease")
-        lease = table._until(Lease(id, address, bound, now.unix, 0, 0, now.boot, interface), expires_ns, now)
+        lease = table._until(Lease(id, address, bound, now.unix, 0, 0, now.boot, interface, link), expires_ns, now)
         ended = (Change(What.SUPERSEDED, held),) if held else ()
         return table._with(lease), (*changes, *ended, Change(What.GRANTED, lease))
 
@@ -226,13 +243,19 @@ class LeaseTable:
 
     def to_json(self) -> dict[str, Any]:
         rows = [
-            {**lease.to_json(), "deadline_ns": lease.deadline_ns, "boot": lease.boot, "interface": lease.interface}
+            {
+                **lease.to_json(),
+                "deadline_ns": lease.deadline_ns,
+                "boot": lease.boot,
+                "interface": lease.interface,
+                "link": lease.link,
+            }
             for lease in self.list()
         ]
         return {"version": VERSION, "leases": rows}
 
     @classmethod
-    def from_json(cls, value: object, max_seconds: float, limit: int, now: Now) -> Self:
+    def from_json(cls, value: object, max_seconds: float, limit: int, now: Now, holder_limit: int = 0) -> Self:
         """Read a table back, ended leases included (call `expire` next). Raises `MalformedInput`.
 
         After a reboot CLOCK_BOOTTIME began again, so the deadline is set anew from the Unix time that is left. A wall
@@ -255,7 +278,11 @@ class LeaseTable:
                 left = lease.expires_ns - now.unix if now.unix >= lease.granted_ns else 0
                 lease = replace(lease, deadline_ns=now.boottime + max(left, 0), boot=now.boot)
             found[lease.address] = lease
-        return cls(max_seconds, limit, MappingProxyType(found))
+        return cls(max_seconds, limit, MappingProxyType(found), holder_limit)
+
+    def _is_greedy(self, identity: Identity) -> bool:
+        mine = holder(identity)
+        return 0 < self.holder_limit <= sum(holder(lease.identity) == mine for lease in self.leases.values())
 
     def _until(self, lease: Lease, expires_ns: int, now: Now) -> Lease:
         left = min(expires_ns - now.unix, int(self.max_seconds * 1e9))
@@ -277,6 +304,13 @@ def _integer(value: Mapping[str, Any], name: str) -> int:
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 1 << 63:
         raise MalformedInput(f"{name}: not a time in nanoseconds; send an integer")
     return number
+
+
+def _link(value: Mapping[str, Any]) -> str:
+    text = _text(value, "link")
+    if text and not LINK.fullmatch(text):
+        raise MalformedInput("link: not a link-layer address; write it like 02:00:00:00:00:01")
+    return text
 
 
 def _text(value: Mapping[str, Any], name: str) -> str:

@@ -44,6 +44,10 @@ class Reason(IntEnum):
     MALFORMED = 5
     FRAGMENT = 6
     IMPOSTOR = 7
+    FLOW_SHARE = 8
+    RING_SHARE = 9
+    SPOOFED = 10
+    GATEWAY = 11
     NO_LEASE = 16
     LEASE_EXPIRED = 17
     LEASE_CHANGED = 18
@@ -54,6 +58,7 @@ class Reason(IntEnum):
     PROTOCOL = 23
     INBOUND = 24
     UNREADABLE = 25
+    TUNNEL = 26
 
 
 class Counter(IntEnum):
@@ -65,9 +70,12 @@ class Counter(IntEnum):
     FOREIGN = 35
     NO_ROLE = 36
     UNREPORTED = 37
+    CLAMPED = 38
+    HELD = 39
+    UNTOLD = 40
 
 
-COUNTER_COUNT = 40
+COUNTER_COUNT = 72
 
 
 class MapIndex(IntEnum):
@@ -84,6 +92,12 @@ class MapIndex(IntEnum):
     RING = 8
     SCRATCH = 9
     META = 10
+    QUOTAS = 11
+    RELEASED = 12
+    BUDGET = 13
+    NETWORKS = 14
+    HELD = 15
+    PRESSURE = 16
 
 
 class FlowEnd(IntEnum):
@@ -94,12 +108,17 @@ class FlowEnd(IntEnum):
     CUT = 4
 
 
+WINDOW_F_SCALED = 0x01
+WINDOW_F_EDGE = 0x02
+WINDOW_F_HELD = 0x04
+
 RECORD_F_VLAN = 0x01
 RECORD_F_GSO = 0x02
 RECORD_F_FRAGMENT = 0x04
 RECORD_F_UNBOUND = 0x08
 RECORD_F_CUT = 0x10
 RECORD_F_RELATED = 0x20
+RECORD_F_UNVERIFIED = 0x40
 
 SIDE_F_SYN = 0x01
 SIDE_F_FIN = 0x02
@@ -237,15 +256,63 @@ class Flow:
 
 
 @dataclass(slots=True)
+class Window(Packed):
+    """struct window. In map `flows` two of them follow the `Flow`."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIIIIHBB")
+
+    edge: int
+    promised: int
+    tick: int
+    recent: int
+    before: int
+    mss: int
+    flags: int
+    reserved: int = 0
+
+
+TRACKED_BYTES = Flow.SIZE + 2 * Window.LAYOUT.size + 8  # struct tracked, the value of map `flows`
+
+
+@dataclass(slots=True)
+class Held(Packed):
+    """struct held."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IHHHH120s")
+
+    seq: int
+    window: int
+    length: int
+    transport: int
+    reserved: int
+    header: bytes
+
+
+@dataclass(slots=True)
+class Pressure(Packed):
+    """struct pressure."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIIIQ")
+
+    tick: int
+    now: int
+    before: int
+    pressed: int
+    held: int
+
+
+@dataclass(slots=True)
 class LeaseValue(Packed):
     """struct lease. `expires` in ns of CLOCK_BOOTTIME."""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQII")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQI6sHI")
 
     id: int
     expires: int
     ifindex: int = 0
+    link: bytes = bytes(6)
     reserved: int = 0
+    spare: int = 0
 
 
 @dataclass(slots=True)
@@ -297,6 +364,47 @@ class RefusalValue(Packed):
 
 
 @dataclass(slots=True)
+class Owner(Packed):
+    """struct owner."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<16s")
+
+    name: bytes
+
+
+@dataclass(slots=True)
+class Quota(Packed):
+    """struct quota."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQQQ")
+
+    opened: int
+    mark: int = 0
+    before: int = 0
+    since: int = 0
+
+
+@dataclass(slots=True)
+class NetworkKey(Packed):
+    """struct network_key."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<I16s")
+
+    prefixlen: int
+    network: bytes
+
+
+@dataclass(slots=True)
+class Budget(Packed):
+    """struct budget."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QQ")
+
+    second: int
+    used: int
+
+
+@dataclass(slots=True)
 class Meta(Packed):
     """struct meta."""
 
@@ -312,8 +420,15 @@ class Meta(Packed):
 class SettingsValue(Packed):
     """struct settings."""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIQ")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIQII16sIIII")
 
     stalled: int
-    reserved: int
+    refusal_rate: int
     refusal_interval: int
+    max_flows: int
+    max_flows_per_lease: int
+    ports: bytes = bytes(16)
+    ring: int = 0
+    clamp: int = 0
+    rules: int = 0
+    reserved: int = 0

@@ -26,11 +26,12 @@ EXIST: Final = 2
 NO_PREALLOC: Final = 1  # flag of create_map; tries need it
 
 SCHED_CLS: Final = 3
+XDP: Final = 6
 PSEUDO_MAP_FD: Final = 1
 LD_IMM64: Final = 0x18
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PROG_LOAD, _PIN, _GET = range(8)
-_TEST_RUN, _INFO, _LOOKUP_BATCH = 10, 15, 24
+_TEST_RUN, _INFO, _QUERY, _LOOKUP_BATCH, _TAKE_BATCH = 10, 15, 16, 24, 25
 _SYSCALL = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 280)
 _BATCHED = frozenset({HASH, LRU_HASH})
 _BATCH = 1024
@@ -90,6 +91,17 @@ def _info(fd: int, size: int) -> bytes:
 def program_id(fd: int) -> int:
     """The kernel's number of a program."""
     return int(struct.unpack_from("<II", _info(fd, 16))[1])
+
+
+def programs_at(ifindex: int, kind: int) -> list[int]:
+    """Ids of the programs that are attached to an interface at a tcx hook; none where the kernel has no such hook."""
+    ids = (ctypes.c_uint32 * 64)()
+    attr = struct.pack("<4IQ2I4Q", ifindex, kind, 0, 0, _address(ids), len(ids), 0, 0, 0, 0, 0)
+    try:
+        _, answer = _call(_QUERY, "PROG_QUERY", attr)
+    except OSError:
+        return []
+    return [int(one) for one in ids[: struct.unpack_from("<I", answer, 24)[0]]]
 
 
 class Map:
@@ -172,11 +184,15 @@ class Map:
             if value is not None:
                 yield key, value
 
-    def _batches(self) -> Iterator[tuple[bytes, bytes]]:
+    def take(self) -> list[tuple[bytes, bytes]]:
+        """All entries of a hash, which are gone from it then: each is taken as it is at that moment, or stays."""
+        return list(self._batches(_TAKE_BATCH))
+
+    def _batches(self, command: int = _LOOKUP_BATCH) -> Iterator[tuple[bytes, bytes]]:
         room = min(_BATCH, self.max_entries)
         while True:
             try:
-                yield from self._batches_of(room)
+                yield from self._batches_of(room, command)
                 return
             except OSError as error:
                 # One bucket of the hash holds more entries than the batch has room for. What was seen is seen again.
@@ -184,7 +200,7 @@ class Map:
                     raise
                 room = min(room * 8, self.max_entries)
 
-    def _batches_of(self, room: int) -> Iterator[tuple[bytes, bytes]]:
+    def _batches_of(self, room: int, command: int) -> Iterator[tuple[bytes, bytes]]:
         keys = ctypes.create_string_buffer(self.key_size * room)
         values = ctypes.create_string_buffer(self._stride * room)
         token = ctypes.create_string_buffer(max(8, self.key_size))
@@ -193,7 +209,7 @@ class Map:
         while not last:
             fields = (start, _address(token), _address(keys), _address(values), room, self.fd, 0, 0)
             attr = ctypes.create_string_buffer(layout.pack(*fields), layout.size)
-            if _libc.syscall(_SYSCALL, _LOOKUP_BATCH, attr, layout.size) < 0:
+            if _libc.syscall(_SYSCALL, command, attr, layout.size) < 0:
                 code = ctypes.get_errno()
                 if code != 2:
                     raise OSError(code, f"bpf MAP_LOOKUP_BATCH: {os.strerror(code)}")
@@ -218,13 +234,16 @@ def relocate(instructions: bytes, fds: dict[int, int]) -> bytes:
     return bytes(patched)
 
 
-def load_program(instructions: bytes, name: str, licence: str = "Apache-2.0") -> int:
-    """Load a TC classifier. `OSError`: the kernel refuses it; the text ends with the verifier's last lines."""
+def load_program(instructions: bytes, name: str, licence: str = "Apache-2.0", kind: int = SCHED_CLS) -> int:
+    """Load a TC classifier, or another kind of program.
+
+    `OSError`: the kernel refuses it; the text ends with the verifier's last lines.
+    """
     code = ctypes.create_string_buffer(instructions, len(instructions))
     terms = ctypes.create_string_buffer(licence.encode("ascii"))
 
     def load(level: int, log: int, room: int) -> int:
-        fields = (SCHED_CLS, len(instructions) // 8, _address(code), _address(terms), level, room, log, 0, 0)
+        fields = (kind, len(instructions) // 8, _address(code), _address(terms), level, room, log, 0, 0)
         return _call(_PROG_LOAD, f"PROG_LOAD {name}", struct.pack("<IIQQIIQII16s", *fields, name.encode("ascii")[:15]))[
             0
         ]

@@ -5,6 +5,9 @@
     {"do": "revoke", "id": "<16 hex>"}                                                             →  {"lease": {...}}
     {"do": "list"}                                                                                 →  {"leases": [...]}
     {"do": "status"}                                                                               →  {"status": {...}}
+    {"do": "note", "kind": "issuer-keys-changed", "text": "...", "attrs": {...}}                   →  {"noted": true}
+
+A note is what another process of the appliance has to put on record: only the wire process writes the journal.
 
 A request that cannot be carried out is answered {"error": {"code": ..., "message": ...}} and the connection goes on; a
 line longer than `MAX_LINE` ends it. `Server` never blocks: it lives in the wire process's loop, behind the ring.
@@ -28,6 +31,7 @@ MAX_LINE = 64 * 1024  # bytes of one request
 MAX_ANSWER = 32 * 2**20  # bytes of one answer that a client takes: a full table's list
 MAX_CLIENTS = 64
 SOCKET = "wire.sock"
+NOTES = frozenset({"issuer-keys-changed"})
 
 CODES: tuple[tuple[str, type[VerbatimError]], ...] = (  # the first that fits names an error; the client raises it again
     ("held", LeaseHeld),
@@ -87,7 +91,7 @@ class Server:
             return  # it went away again
         if len(self._connections) >= MAX_CLIENTS:
             sock.close()
-            log.warning("control client turned away", reason="too many connections", limit=MAX_CLIENTS)
+            log.warning("control-turned-away", reason="too many connections", limit=MAX_CLIENTS)
             return
         sock.setblocking(False)
         connection = _Connection(sock)
@@ -115,7 +119,7 @@ class Server:
         while not connection.unsent:
             line, newline, rest = connection.received.partition(b"\n")
             if len(line) > MAX_LINE:
-                log.warning("control client dropped", reason="line too long", limit=MAX_LINE)
+                log.warning("control-dropped", reason="line too long", limit=MAX_LINE)
                 self._drop(connection)
                 return
             if not newline:
@@ -144,7 +148,7 @@ class Server:
             code = next((name for name, kind in CODES if isinstance(error, kind)), "unavailable")
             return {"error": {"code": code, "message": str(error)}}
         except Exception:  # a fault of ours must not end the recording
-            log.exception("control request failed")
+            log.exception("control-failed")
             return {
                 "error": {"code": "unavailable", "message": "wire: the request failed; see the log of verbatim wire"}
             }
@@ -192,6 +196,10 @@ class Client:
         """What the wire process publishes of itself, fresh."""
         status: Json = self._ask({"do": "status"})["status"]
         return status
+
+    def note(self, kind: str, text: str, **attrs: Any) -> None:
+        """Put a fact on record, as an event. `kind` is one of `NOTES`."""
+        self._ask({"do": "note", "kind": kind, "text": text, "attrs": attrs})
 
     def _ask(self, request: Json) -> Json:
         answer = bytearray()

@@ -12,35 +12,46 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
+from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import structlog
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from appliance import config, status
 from appliance.errors import MalformedInput, Refused, Unavailable, VerbatimError
 from appliance.identity.leases import LeaseTable, Now, identity_from_json, lease_id
-from appliance.journal import FrameKind, JournalKey, Writer
+from appliance.journal import FrameKind, JournalKey, Writer, set_foreign_aside
 from appliance.log import configure
-from appliance.wire import clock, interlock, leasing, loader, maps
+from appliance.wire import clock, filters, former, interlock, leasing, loader, maps
 from appliance.wire.abi import COUNTER_COUNT, Counter, Reason
 from appliance.wire.control import SOCKET, Client, Json, Server
 from appliance.wire.drain import Drain
-from appliance.wire.interfaces import Filters, Interfaces, interface_index
+from appliance.wire.faults import Faults
+from appliance.wire.interfaces import Interfaces, interface_index
 from appliance.wire.leasing import Leasing
+from appliance.wire.neighbours import Neighbours
 from appliance.wire.notes import Notes
+from appliance.wire.quotas import Quotas
 from appliance.wire.resets import Resetter
 from appliance.wire.ring import SPAN, Ring
 from appliance.wire.sweep import Sweeper
+from appliance.wire.untold import Untold
+from appliance.wire.watch import Watch
+from appliance.wire.windows import Reopener
 
 IDLE = 0.05  # seconds to wait for news at most: the ring's wake-ups get lost
 ALERT = 0.005  # the same within a second of traffic, when one that is lost costs most
 GATHER = 0.002  # seconds in which more records may come, so that spans are few
+LULL = 0.005  # the same where little comes
 PLENTY = 256 * 1024  # bytes drained at once, after which there is no waiting
+LITTLE = 256 * 1024  # bytes drained between two waits, up to which the longer one will do
 SECOND = 1_000_000_000
 SWEEP = 5 * SECOND
+HURRY = 2 * SECOND  # the same while the table of flows is crowded
 ONLY = "\0verbatim.wire"
 
 log = structlog.get_logger()
@@ -64,50 +75,86 @@ class Daemon:
     def _open(self, settings: config.Settings) -> None:
         wire = settings.wire
         rules = maps.rule_entries(settings.rules)
-        ports = interlock.api_ports(settings.api.listen)
+        self._ports = interlock.api_ports(settings.api.listen)
         run = status.run_folder(settings.data)
         state = settings.data / "state"
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._keep(_only())
-        self._interfaces = self._keep(Interfaces(wire))
+        # The interlock stands before anything can be marked, and even where something below is missing.
+        lock = self._keep(interlock.Interlock(wire.table, wire.agents, wire.upstream, self._ports))
+        lock.establish()
+        self._interfaces = self._keep(Interfaces(wire, interlock.api_addresses(settings.api.listen)))
+        self._neighbours = self._keep(Neighbours())
         key = JournalKey.load_or_create(settings.data)
-        self._writer = self._keep(Writer(settings.data / "journal" / "wire", key, settings=settings.journal))
+        folder = settings.data / "journal" / "wire"
+        aside = set_foreign_aside(folder)
+        self._writer = self._keep(Writer(folder, key, settings=settings.journal))
         self._notes = Notes(self._writer, self._boot)
         now = self._notes.now()
 
-        # The interlock stands before anything can be marked, and the maps before anything can be asked of them.
-        self._interlock = self._keep(interlock.Interlock(wire.table, wire.agents, ports))
-        self._interlock.establish()
-        self._locked = True
+        self._faults = Faults(self._notes.event)
         program = self._program = self._keep(loader.open_program(wire))
-        self._filters = Filters(partial(loader.attach, program), partial(loader.attached, program))
+        self._watch = Watch(lock, self._interfaces, program, self._faults)
         self._ring = self._keep(Ring(program.ring_fd, wire.ring_bytes))
         self._drain = Drain(self._ring, self._writer, self._notes, settings.journal, self._stall)
-        self._notes.open(settings.node, program.ring_id, self._ring.position, now)
-        if "ring" not in program.kept:
-            self._notes.event("ring-created", "a new ring: what an older one held is not in this journal", now)
+        formers = list(former.find(wire.bpffs))
+        if not formers:
+            self._notes.open(settings.node, program.ring_id, self._ring.position, now)
+            if "ring" not in program.kept:
+                self._notes.event("ring-created", "a new ring: what an older one held is not in this journal", now)
+        if aside is not None:
+            self._tell_of_a_journal(*aside, now)
+        self._faults.inherit(status.read(settings.data).get("wire"), now)
+        self._rules = 0  # while they change, flows remember no answer
         self._stall(False)
         maps.reconcile(program.map("rules"), rules, "rules")
+        self._rules = maps.rules_number(rules)
+        self._stall(False)
         table = self._load_leases(state / "leases.json", now)
         self._leasing = Leasing(
-            state / "leases.json", table, program.map("leases"), self._notes, dict(self._interfaces.agents)
+            state / "leases.json",
+            table,
+            program.map("leases"),
+            self._notes,
+            dict(self._interfaces.agents),
+            self._neighbours if wire.bind_link else None,
         )
         self._leasing.restore(now)
-        self._sweeper = Sweeper(program.map("flows"), program.map("refusals"), wire)
+        quotas = Quotas(program.map("quotas"), program.map("released"))
+        self._sweeper = Sweeper(program.map("flows"), program.map("refusals"), quotas, wire)
+        self._untold = Untold(program.map("counters"))
         self._resetter = self._keep(Resetter())
+        held, pressure = program.map("held"), program.map("pressure")
+        self._reopener = self._keep(Reopener(held, pressure, maps.reopening_level(wire)))
         self._survey: Iterator[None] | None = None
         self._swept = now.boottime
         self._ended = -1  # leases that had ended when the last survey began
         self._second = 0
         self._moved = 0
-        if program.reused:
-            self._guard(now)  # then it should have been attached: what was not is told
         self._place(now)
+        self._take_over(formers)
 
         self._selector.register(self._ring, selectors.EVENT_READ, lambda mask: None)
-        self._selector.register(self._interlock, selectors.EVENT_READ, self._rules_changed)
+        self._selector.register(lock, selectors.EVENT_READ, self._rules_changed)
         self._selector.register(self._interfaces, selectors.EVENT_READ, self._news)
         self._keep(Server(run / SOCKET, self._answer, self._selector))
+
+    def _take_over(self, formers: list[former.Former]) -> None:
+        """The new program is attached: journal what former rings hold, before anything of the new one."""
+        said: dict[str, Any] = {}
+        for one in formers:
+            said = former.drain(one, self._settings.node, self._writer, self._notes)
+        if formers:
+            ring, now = self._program.ring_id, self._notes.now()
+            self._notes.open(self._settings.node, ring, self._ring.position, now, **said)
+        for one in formers:
+            former.remove(one)
+
+    def _tell_of_a_journal(self, path: Path, version: str, now: Now) -> None:
+        text = f"the journal was of format version {version} and is now {path.name}: what it holds beyond the store is"
+        self._notes.event(
+            "journal-set-aside", f"{text} read by the release that wrote it", now, path=str(path), version=version
+        )
 
     def _keep(self, resource: Any) -> Any:
         self._closers.append(resource.close)
@@ -124,18 +171,22 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until `stop`; then drain what is committed."""
-        log.info("wire is up", interfaces=self._interfaces.indexes, ring=self._program.ring_id)
+        log.info("wire-started", interfaces=self._interfaces.indexes, ring=self._program.ring_id)
+        gathered = 0
         while not self._stopping:
             now = self._notes.now()
             moved = self._drain.step(now)
             if moved:
                 self._moved = now.boottime
+            self._reopener.step(self._ring.fill)
             busy = self._chores(now) or self._ring.fill
             wait = ALERT if now.boottime - self._moved < SECOND else IDLE
-            for key, mask in self._selector.select(0 if busy else wait):
+            for key, mask in self._selector.select(0 if busy or moved else wait):
                 key.data(mask)
+            gathered += moved
             if moved < PLENTY and (self._ring.fill or moved):
-                time.sleep(IDLE if self._drain.stalled else GATHER)
+                time.sleep(IDLE if self._drain.stalled else GATHER if gathered > LITTLE else LULL)
+                gathered = 0
         self._drain_all()
         self._notes.event("wire-stopped", "the wire process ended; program, ring and interlock stay", self._notes.now())
         status.withdraw(self._settings.data, "wire")
@@ -151,7 +202,10 @@ class Daemon:
         if now.boottime - self._second >= SECOND:
             self._second = now.boottime
             self._each_second(now)
-        due = now.boottime - self._swept >= SWEEP or self._ended != self._leasing.ended
+        due = (
+            now.boottime - self._swept >= (HURRY if self._sweeper.crowded else SWEEP)
+            or self._ended != self._leasing.ended
+        )
         if self._survey is None and due and not self._drain.stalled:
             self._swept, self._ended = now.boottime, self._leasing.ended
             self._survey = self._look(now)
@@ -164,56 +218,58 @@ class Daemon:
 
     def _each_second(self, now: Now) -> None:
         self._leasing.expire(now)
-        for chore in (self._lock, self._guard, self._tick):
+        for chore in (self._place, self._watch.lock, self._tick, self._settle, self._publish):
             self._carefully(chore, now)
-        status.publish(self._settings.data, "wire", self._status())
 
     def _carefully(self, chore: Callable[[Now], None], now: Now) -> None:
         """What fails is tried again in a second; draining goes on meanwhile, and the other lock holds."""
         try:
             chore(now)
-        except (VerbatimError, OSError) as error:
-            log.error("a check failed", reason=str(error))
+        except (VerbatimError, OSError, NetlinkError) as error:
+            log.error("check-failed", reason=str(error))
+
+    def _publish(self, now: Now) -> None:
+        status.publish(self._settings.data, "wire", self._status())
 
     def _tick(self, now: Now) -> None:
         if not self._drain.stalled:
             self._notes.clock(now)
 
     def _stall(self, stalled: bool) -> None:
-        value = maps.settings_value(self._settings.wire, stalled=stalled)
+        value = loader.settings_value(self._settings.wire, self._ports, stalled=stalled, rules=self._rules)
         maps.put(self._program.map("settings"), bytes(4), value, "settings")
 
-    def _lock(self, now: Now) -> None:
-        """See that the interlock is as it should be."""
-        self._locked = self._interlock.verify()
-        if not self._locked:
-            self._interlock.establish()
-            self._locked = True
-            self._notes.event("interlock-restored", "the nftables table was gone or changed", now)
-
     def _rules_changed(self, mask: int) -> None:
-        self._carefully(self._lock, self._notes.now())
-
-    def _guard(self, now: Now) -> None:
-        """See that the program is attached to every interface."""
-        for name in self._interfaces.guard(self._filters):
-            text = f"the program was not attached to {name}"
-            self._notes.event("filter-restored", text, now, interface=name)
+        self._watch.lock(self._notes.now())
 
     def _news(self, mask: int) -> None:
         if self._interfaces.news():
-            self._carefully(self._place, self._notes.now())
+            now = self._notes.now()
+            self._carefully(self._watch.guard, now)
+            self._carefully(self._place, now)
 
     def _place(self, now: Now) -> None:
-        """Interfaces or addresses changed: bring the maps and the leases up to date, and attach to what is new."""
-        for fact in self._interfaces.refresh():
-            self._notes.event(fact.kind, fact.text, now, **fact.attrs)
+        """Interfaces or addresses may have changed: bring maps and leases up to date, and attach to what is new."""
+        for name in self._interfaces.refresh():
+            self._notes.event("interface-found", f"interface {name} is there again", now, interface=name)
         program, roles = self._program, self._interfaces.roles
         indexes = {index: roles[name] for name, index in self._interfaces.indexes.items()}
         maps.reconcile(program.map("locals"), maps.local_entries(self._interfaces.addresses()), "locals")
         maps.reconcile(program.map("interfaces"), maps.interface_entries(indexes), "interfaces")
+        maps.reconcile(program.map("networks"), maps.network_entries(self._neighbours.networks()), "networks")
         self._leasing.moved(self._interfaces.agents)
-        self._interfaces.guard(self._filters)
+        self._watch.guard(now)
+
+    def _settle(self, now: Now) -> None:
+        """What is wrong now, here and in the other processes, is put on record."""
+        found = dict(self._watch.faults())
+        if self._drain.stalled:
+            found["journal-stalled"] = f"nothing is forwarded: {self._drain.reason}"
+        if self._leasing.unsaved:
+            found["leases-unsaved"] = f"leases cannot be saved, none is given: {self._leasing.unsaved}"
+        self._faults.settle(found, now)
+        said = status.read(self._settings.data)
+        self._faults.watch({name: each for name, each in said.items() if name != "wire"}, now)
 
     def _look(self, now: Now) -> Iterator[None]:
         """Through all flows: what is over, and what lost its lease, which both ends are told."""
@@ -231,20 +287,29 @@ class Daemon:
                 self._writer.append(FrameKind.SPAN, span, time_ns=now.unix)
             self._writer.sync()
         except Unavailable as error:
-            log.warning("sweep put off", reason=str(error))
+            log.warning("sweep-delayed", reason=str(error))
             return
         self._sweeper.forget(swept)
+        self._carefully(self._tend, now)
+
+    def _tend(self, now: Now) -> None:
+        """What may have changed unheard: neighbour entries, and refusals of which no record tells."""
+        self._leasing.tend()
+        if news := self._untold.news():
+            text = f"{sum(news.values())} refused packets of too many sources to tell of each"
+            self._notes.event("refusals-untold", text, now, packets={_word(Reason(r)): n for r, n in news.items()})
 
     def _load_leases(self, path: Path, now: Now) -> LeaseTable:
         limits = self._settings.leases.max_seconds, self._settings.wire.max_leases
+        most = self._settings.leases.max_per_identity
         try:
-            return leasing.load(path, *limits, now)
+            return leasing.load(path, *limits, now, most)
         except MalformedInput as error:
             path.replace(path.with_suffix(".damaged"))
             self._notes.event(
                 "leases-lost", "the file of leases is damaged: agents must ask again", now, reason=str(error)
             )
-            return LeaseTable(*limits)
+            return LeaseTable(*limits, holder_limit=most)
 
     def _answer(self, request: Json) -> Json:
         """One request of the control socket; see `control.py`."""
@@ -265,8 +330,11 @@ class Daemon:
                 return {"leases": [lease.to_json() for lease in self._leasing.table.list()]}
             case "status":
                 return {"status": self._status()}
+            case "note":
+                self._faults.noted(request, now)
+                return {"noted": True}
             case _:
-                raise MalformedInput("control request: unknown; do one of grant, renew, revoke, list, status")
+                raise MalformedInput("control request: unknown; do one of grant, renew, revoke, list, status, note")
         return {"lease": lease.to_json()}
 
     def _status(self) -> Json:
@@ -278,26 +346,30 @@ class Daemon:
         return {
             "ring": {"bytes": self._ring.size, "fill": self._ring.fill, "id": self._program.ring_id},
             "recorded": {"packets": counts[Counter.PACKETS], "bytes": counts[Counter.BYTES]},
-            "refusals": {reason.name.lower(): counts[reason] for reason in Reason if counts[reason]},
-            "others": {other.name.lower(): counts[other] for other in Counter if other > Counter.BYTES},
+            "refusals": {_word(reason): counts[reason] for reason in Reason if counts[reason]},
+            "others": {_word(other): counts[other] for other in Counter if Counter.BYTES < other < Counter.UNTOLD}
+            | {"untold": sum(counts[Counter.UNTOLD :])},
             "journal": {
                 "bytes": self._writer.size(),
                 "room": self._writer.room(),
                 "stalled": self._drain.stalled,
             },
+            "reopened": self._reopener.reopened,
             "leases": len(self._leasing.table.leases),
             "flows": self._sweeper.alive,
             "interfaces": {
                 name: {"index": self._interfaces.indexes.get(name, 0), "role": role.name.lower()}
                 for name, role in self._interfaces.roles.items()
             },
-            "interlock": self._locked,
+            "interlock": self._watch.locked,
+            "faults": self._faults.present,
+            "repairs": dict(self._faults.repairs),
         }
 
 
 def run(settings: config.Settings) -> None:
     """Be the wire process until SIGTERM or SIGINT. Raises `VerbatimError` when it cannot begin."""
-    configure(settings.log_level)
+    configure(settings.log_level, "wire")
     daemon = Daemon(settings)
     _hurry()
     signal.signal(signal.SIGTERM, daemon.stop)
@@ -316,7 +388,7 @@ def _hurry() -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except OSError as error:
-        log.warning("runs as an ordinary process: a busy machine will slow traffic down", reason=error.strerror)
+        log.warning("priority-missing", reason=error.strerror)
 
 
 def teardown(settings: config.Settings) -> None:
@@ -328,9 +400,10 @@ def teardown(settings: config.Settings) -> None:
     with suppress(Unavailable):
         Client(settings.data / "run" / SOCKET, timeout=2.0).status()
         raise Refused("wire: a process is running; stop verbatim wire first, then tear down")
-    for name in (*settings.wire.agents, *settings.wire.upstream):
-        if index := interface_index(name):
-            loader.detach(index)
+    with IPRoute() as netlink:
+        for name in (*settings.wire.agents, *settings.wire.upstream):
+            if index := interface_index(name):
+                filters.detach(index, netlink)
     loader.unpin(settings.wire.bpffs)
     interlock.remove(settings.wire.table)
 
@@ -347,6 +420,11 @@ def _only() -> socket.socket:
         name.close()
         raise Refused("wire: another process has this machine's interfaces; stop that one first") from error
     return name
+
+
+def _word(name: IntEnum) -> str:
+    """As events spell it: no-lease, ring-full."""
+    return name.name.lower().replace("_", "-")
 
 
 def _time(request: Json) -> int:

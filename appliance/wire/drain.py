@@ -41,14 +41,18 @@ class Drain:
         segment = min(settings.segment_bytes, settings.max_bytes // 4)
         self._low = ring.size + 2 * SPAN  # the ring's content, and the ends of segments that a span does not fit in
         self._high = self._low + segment // 2
-        most = settings.max_bytes - 2 * segment  # one is being read or written, one is kept for other frames than spans
+        # One is being read or written, one is kept for other frames than spans.
+        most = settings.max_bytes - settings.keep_bytes - 2 * segment
         if most < self._high or self._limit < LARGEST:
+            least = settings.keep_bytes + self._low + 4 * max(segment, 2 * LARGEST)
             raise MalformedInput(
                 f"journal: max_bytes {settings.max_bytes} and segment_bytes {settings.segment_bytes} are too little "
-                f"for a ring of {ring.size} bytes; set max_bytes to {self._low + 4 * max(segment, 2 * LARGEST)} or more"
+                f"for a ring of {ring.size} bytes and "
+                f"keep_bytes {settings.keep_bytes}; set max_bytes to {least} or more"
             )
         self._stalled_at = 0
         self.stalled = False
+        self.reason = ""  # of the last stall
 
     def step(self, now: Now) -> int:
         """Move what is committed, a quarter of the ring at most; bytes moved. Other work goes between two steps."""
@@ -98,5 +102,6 @@ class Drain:
         self._stall(True)
         self.stalled = True
         self._stalled_at = now.boottime
-        log.error("journal stalled", reason=reason)
+        self.reason = reason
+        log.error("journal-stalled", reason=reason)
         self._notes.event("journal-stalled", "the journal takes nothing more: nothing is forwarded", now)

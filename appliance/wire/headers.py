@@ -24,6 +24,11 @@ def find(cache: Path = CACHE, *, installed: Path = INSTALLED, modules: Path = MO
     own = modules / platform.release() / "build"
     if (own / "include").is_dir():
         return own
+    return _merged(*pair(installed), cache)
+
+
+def pair(installed: Path = INSTALLED) -> tuple[Path, Path]:
+    """Debian's newest headers: the common tree and that of this machine's flavour. Raises `Unavailable`: none."""
     architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
     pairs = [
         (common, flavour)
@@ -36,8 +41,7 @@ def find(cache: Path = CACHE, *, installed: Path = INSTALLED, modules: Path = MO
             f"kernel headers: none for {platform.release()} and no Debian headers in {installed}, which the capture "
             f"program is compiled with; install them: apt-get install linux-headers-{architecture}"
         )
-    common, flavour = max(pairs, key=lambda pair: [int(part) for part in re.findall(r"\d+", pair[0].name)])
-    return _merged(common, flavour, cache)
+    return max(pairs, key=lambda pair: [int(part) for part in re.findall(r"\d+", pair[0].name)])
 
 
 def _merged(common: Path, flavour: Path, cache: Path) -> Path:

@@ -1,15 +1,15 @@
-"""The gateway's interfaces: which exist, whether the program is attached to each, which addresses are the gateway's.
+"""The gateway's interfaces: which exist and work, whether our programs are attached, which addresses are the gateway's.
 
 Interfaces are known by name, since an index is lost when one is made anew (a re-created VLAN, a hot-plugged card). The
-kernel tells of changes of links and addresses over rtnetlink (RTMGRP_*), upon which everything is looked at again.
-Nothing tells when someone deletes a filter: that is looked for each second.
+kernel tells of changes of links, addresses and filters over rtnetlink (RTMGRP_*), upon which everything is looked at
+again. News can be lost and not all changes are told: so it is looked each second too.
 """
 
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -19,32 +19,39 @@ from appliance.errors import MalformedInput, Refused, Unavailable
 from appliance.wire.abi import Role
 
 RTMGRP_LINK = 0x1  # linux/rtnetlink.h
+RTMGRP_TC = 0x8
 RTMGRP_IPV4_IFADDR = 0x10
 RTMGRP_IPV6_IFADDR = 0x100
+IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40  # linux/if.h
 BROADCAST = "255.255.255.255"
-
-
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """Something to be put on record."""
-
-    kind: str
-    text: str
-    attrs: dict[str, Any] = field(default_factory=dict)
+MAX_NAMES = 8  # of interfaces in one text
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """How the program is attached (appliance/wire/loader.py), by interface index."""
+    """How a program is attached (appliance/wire/filters.py), by interface index; `name` as faults call it."""
 
     attach: Callable[[int], None]
     attached: Callable[[int], bool]
+    name: str = "filter"
+
+
+@dataclass(slots=True)
+class Guarded:
+    """What looking after one program's filters came to: names of interfaces, and reasons by name."""
+
+    placed: list[str]  # where it had not been before
+    restored: list[str]  # where it was gone
+    failing: dict[str, str]
 
 
 class Interfaces:
-    """The interfaces named in `settings`. `fileno()` is readable when something changed: then `news()`."""
+    """The interfaces named in `settings`. `fileno()` is readable when something changed: then `news()`.
 
-    def __init__(self, settings: config.Wire) -> None:
+    `expected`: addresses that the gateway should have.
+    """
+
+    def __init__(self, settings: config.Wire, expected: Iterable[str] = ()) -> None:
         self.roles = roles(settings)
         self.indexes = {name: index for name in self.roles if (index := interface_index(name))}
         missing = [name for name in self.roles if name not in self.indexes]
@@ -52,21 +59,26 @@ class Interfaces:
             raise Unavailable(
                 f"interface {', '.join(missing)}: does not exist; create it, or correct wire.agents and wire.upstream"
             )
-        groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
+        self._other = settings.other
+        self._expected = frozenset(expected)
+        self._addresses: frozenset[str] = frozenset()
+        self._flags: dict[str, int] = {}
+        self._known: set[tuple[str, int]] = set()  # program and index of what was attached once
+        groups = RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
         self._news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
         self._news.setblocking(False)
         self._news.bind((0, groups))
-        self._route = IPRoute()
+        self.netlink = IPRoute()
 
     def fileno(self) -> int:
         return self._news.fileno()
 
     def close(self) -> None:
         self._news.close()
-        self._route.close()
+        self.netlink.close()
 
     def news(self) -> bool:
-        """Whether links or addresses changed since the last call."""
+        """Whether links, addresses or filters changed since the last call."""
         heard = False
         try:
             while self._news.recv(65536):
@@ -82,49 +94,83 @@ class Interfaces:
         """Agent-facing interfaces that exist: name → index."""
         return {name: index for name, index in self.indexes.items() if self.roles[name] is Role.AGENT}
 
-    def refresh(self) -> list[Fact]:
-        """Look the names up again. What went and came is told."""
-        facts = []
-        for name in self.roles:
-            index, before = interface_index(name), self.indexes.get(name)
-            if index == before:
-                continue
-            if index is None:
-                del self.indexes[name]
-                facts.append(Fact("interface-lost", f"interface {name} is gone", {"interface": name}))
-            else:
-                self.indexes[name] = index
-                facts.append(Fact("interface-found", f"interface {name} is there again", {"interface": name}))
-        return facts
+    def refresh(self) -> list[str]:
+        """Look at links and addresses again. Names of the configured interfaces that came back, or came anew."""
+        links = {link.get_attr("IFLA_IFNAME"): link for link in self.netlink.get_links()}
+        self._flags = {name: link["flags"] for name, link in links.items()}
+        before = self.indexes
+        self.indexes = {name: links[name]["index"] for name in self.roles if name in links}
+        self._addresses = frozenset(self._list_addresses())
+        return [name for name, index in self.indexes.items() if index != before.get(name)]
 
-    def guard(self, filters: Filters) -> list[str]:
-        """Attach the program wherever it is not; gives back the names of these interfaces. Raises `Unavailable`."""
-        restored = []
+    def guard(self, filters: Filters) -> Guarded:
+        """Attach the program wherever it is not."""
+        done = Guarded([], [], {})
         for name, index in self.indexes.items():
             try:
-                if not filters.attached(index):
-                    filters.attach(index)
-                    restored.append(name)
+                if filters.attached(index):
+                    self._known.add((filters.name, index))
+                    continue
+                filters.attach(index)
             except (Unavailable, NetlinkError, OSError) as error:
                 if interface_index(name) == index:  # else it vanished meanwhile, and the next look will tell
-                    raise Unavailable(
-                        f"interface {name}: the program cannot be attached: {error}; see its qdiscs"
-                    ) from error
-        return restored
+                    done.failing[name] = str(error)
+                continue
+            (done.restored if (filters.name, index) in self._known else done.placed).append(name)
+            self._known.add((filters.name, index))
+        return done
+
+    def took_over(self, *filters: Filters) -> None:
+        """These programs ran before this process did: where they are not attached, they were removed."""
+        self._known |= {(each.name, index) for each in filters for index in self.indexes.values()}
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Name and text of what the last `refresh` showed to be wrong."""
+        if lost := [name for name in self.roles if name not in self.indexes]:
+            yield (
+                "interface-missing",
+                f"{_listed('interface', lost)} gone or renamed, nothing passes there; create it again under its name, "
+                "or correct wire.agents and wire.upstream",
+            )
+        ready = IFF_UP | IFF_RUNNING
+        if down := [name for name in self.indexes if self._flags.get(name, ready) & ready != ready]:
+            yield (
+                "interface-down",
+                f"{_listed('interface', down)} down, nothing passes there; ip link set it up, and see cable and peer",
+            )
+        if strangers := sorted(name for name, flags in self._flags.items() if self._is_stranger(name, flags)):
+            yield (
+                "interface-unknown",
+                f"{_listed('interface', strangers)} not configured, nothing is forwarded from there or to there; name "
+                "it in wire.agents, wire.upstream or wire.other, or take it down",
+            )
+        if missing := sorted(self._expected - self._addresses):
+            yield (
+                "address-missing",
+                f"{_listed('address', missing)} of api.listen but not of this machine, agents cannot ask for leases "
+                "there; add it to its interface again, or correct api.listen",
+            )
+
+    def _is_stranger(self, name: str, flags: int) -> bool:
+        if name in self.roles or flags & IFF_LOOPBACK or not flags & IFF_UP:
+            return False
+        return not any(fnmatchcase(name, pattern) for pattern in self._other)
 
     def addresses(self) -> frozenset[str]:
-        """All addresses of this network namespace, with their broadcast addresses."""
-        found = {BROADCAST}
-        for message in self._route.get_addr():
+        """All addresses of this network namespace, with their broadcast addresses, as of the last `refresh`."""
+        return self._addresses
+
+    def _list_addresses(self) -> Iterator[str]:
+        yield BROADCAST
+        for message in self.netlink.get_addr():
             address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            found.update(value for value in (address, message.get_attr("IFA_BROADCAST")) if value)
-        return frozenset(found)
+            yield from (value for value in (address, message.get_attr("IFA_BROADCAST")) if value)
 
     def behind(self, address: str) -> str:
         """The agent-facing interface that the kernel's routes lead to for `address`. `Refused`: it is another one."""
         index = None
         with contextlib.suppress(NetlinkError):
-            for message in self._route.route("get", dst=address):
+            for message in self.netlink.route("get", dst=address):
                 index = message.get_attr("RTA_OIF")
         for name, known in self.agents.items():
             if known == index:
@@ -147,3 +193,8 @@ def interface_index(name: str) -> int | None:
         return socket.if_nametoindex(name)
     except OSError:
         return None
+
+
+def _listed(what: str, names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{what} {', '.join(names[:MAX_NAMES])}{more}: is"

@@ -1,26 +1,39 @@
 """The second lock: an nftables table that forwards only what the eBPF program marked as recorded.
 
 The program marks a packet on arrival after its record is in the ring; the table's `forward` chain has the policy *drop*
-and accepts that mark only. With the program detached nothing is marked and nothing passes; with the table gone the
-program still drops what it could not record. A second mark is answered: a reset for TCP, "administratively prohibited"
-for the rest, so that clients fail at once. That is done before routing: the program used up the hop limit of these
-packets, lest the kernel forward them when the table is gone. Answers go to who is behind the interface only.
+and accepts that mark only, between configured interfaces only. With the program detached nothing is marked and nothing
+passes; with the table gone the program still drops what it could not record. A second mark is answered: a reset for
+TCP, "administratively prohibited" for the rest, so that clients fail at once. That is done before routing: the program
+used up the hop limit of these packets, lest the kernel forward them when the table is gone. Answers go to who is behind
+the interface only.
 
 The `input` chain protects the gateway itself from the agents' side, which may reach the API, answer what the gateway
 began, and use the ICMP that IP needs. It is stateless (every TCP segment but a connection's first is let through, and
 the kernel resets what belongs to no connection), because connection tracking would track, and defragment, all that is
 forwarded. Input from upstream interfaces is the machine's own business.
 
+Connections to the API are limited by the second and link-layer address, lest one host take all that the
+API can hold; a host has addresses without number (IPv6), and the API itself limits each address and /64.
+
+The `output` chain keeps one thing back. An answer to a refused packet bears the address of the server that the packet
+was for; when the agent's neighbour entry fails, the kernel complains to that server about the answer, and quotes
+numbers that the agent chose. Complaints about hosts that cannot be reached are therefore not sent upstream.
+
 The table is replaced as a whole in one transaction (nft(8), "table … delete table … table"), and watched: the kernel
 tells of every change of the rule set (NFNLGRP_NFTABLES) and numbers it (NFT_MSG_GETGEN). After a change the listing is
 compared with what was set up; without one there is nothing to compare, and no other program to wait for.
+
+Other tables are none of ours and stay. An `accept` in one of them opens nothing, since every chain of a hook is asked;
+what marks packets, or leads them past the forward hook, is told (`Interlock.strangers`), and the gate holds.
 """
 
 import contextlib
+import re
 import socket
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 
 from appliance.errors import MalformedInput, Unavailable
 from appliance.wire.abi import MARK_RECORDED, MARK_REFUSED
@@ -35,18 +48,31 @@ NEWGEN = 10 << 8 | 15
 NLM_F_REQUEST = 1
 GENERATION = struct.Struct("=IHHII4x4x4s")  # nlmsghdr, nfgenmsg, header and value of the first attribute, NFTA_GEN_ID
 
+CALLS = 50  # connections to the API in a second from one link-layer address: a host, or a router with many behind it
+BURST = 200
 ICMP = "echo-request, echo-reply, destination-unreachable, time-exceeded, parameter-problem"
 ICMPV6 = ICMP + ", packet-too-big, nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit"
 
 
-def ruleset(table: str, agents: Sequence[str], ports: Sequence[int]) -> str:
+STRANGE = {  # what in another table touches the interlock
+    re.compile(r"\bmeta mark set\b|\bxt target \"?(?:CONN)?MARK\b"): "sets packet marks",
+    re.compile(r"\bflow add @"): "sends flows past the forward hook (flowtable)",
+    re.compile(r"\bfwd (?:ip6? )?to\b"): "sends packets past the forward hook (fwd)",
+}
+TABLE = re.compile(r"^table (\S+ \S+) \{", re.M)
+
+
+def ruleset(table: str, agents: Sequence[str], upstream: Sequence[str], ports: Sequence[int]) -> str:
     """The nft script that replaces table `inet <table>`.
 
-    `agents`: names of the agent-facing interfaces; `ports`: TCP ports of the API on the gateway.
+    `agents`, `upstream`: names of the interfaces; `ports`: TCP ports of the API on the gateway.
     """
-    names = ", ".join(f'"{_interface(name)}"' for name in agents)
-    guard = f"iifname {{ {names} }} goto agents" if names else ""
-    api = f"tcp dport {{ {', '.join(str(port) for port in sorted(set(ports)))} }} accept" if ports else ""
+    names = _names(agents)
+    guard = f"iifname {names} goto agents" if agents else ""
+    mute = f"oifname {_names(upstream)} jump upstream" if upstream else ""
+    both = _names([*agents, *upstream])
+    between = f"iifname {both} oifname {both} " if agents or upstream else ""
+    api = f"tcp dport {{ {', '.join(str(port) for port in sorted(set(ports)))} }} goto callers" if ports else ""
     return f"""\
 table inet {table}
 delete table inet {table}
@@ -55,7 +81,7 @@ table inet {table} {{
     counter unrecorded {{ }}
     chain forward {{
         type filter hook forward priority filter; policy drop;
-        meta mark {MARK_RECORDED:#x} accept
+        {between}meta mark {MARK_RECORDED:#x} accept
         counter name unrecorded drop
     }}
     chain answer {{
@@ -67,6 +93,13 @@ table inet {table} {{
         meta l4proto tcp reject with tcp reset
         reject with icmpx admin-prohibited
     }}
+    set hosts {{
+        type ether_addr; size 65536; flags dynamic,timeout; timeout 1m;
+    }}
+    chain callers {{
+        update @hosts {{ ether saddr limit rate over {CALLS}/second burst {BURST} packets }} drop
+        accept
+    }}
     chain agents {{
         tcp flags & (syn | ack) != syn accept
         {api}
@@ -74,9 +107,17 @@ table inet {table} {{
         icmpv6 type {{ {ICMPV6} }} accept
         drop
     }}
+    chain upstream {{
+        icmp type destination-unreachable icmp code host-unreachable drop
+        icmpv6 type destination-unreachable icmpv6 code addr-unreachable drop
+    }}
     chain input {{
         type filter hook input priority filter; policy accept;
         {guard}
+    }}
+    chain output {{
+        type filter hook output priority filter; policy accept;
+        {mute}
     }}
 }}
 """
@@ -93,12 +134,27 @@ def api_ports(listen: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted({port for port in ports if port}))
 
 
-class Interlock:
-    """The table in this network namespace. `fileno()` is readable when some rule set changed: then call `verify`."""
+def api_addresses(listen: Sequence[str]) -> tuple[str, ...]:
+    """Addresses of this machine that `api.listen` names; those that mean all of them, or itself, are left out."""
+    hosts = []
+    for address in listen:
+        with contextlib.suppress(ValueError):  # the API says what is wrong with it
+            host = ip_address(address.rpartition(":")[0].removeprefix("[").removesuffix("]"))
+            if not host.is_unspecified and not host.is_loopback:
+                hosts.append(str(host))
+    return tuple(hosts)
 
-    def __init__(self, table: str, agents: Sequence[str], ports: Sequence[int]) -> None:
-        self._table = table
-        self._script = ruleset(table, agents, ports)
+
+class Interlock:
+    """The table in this network namespace. `fileno()` is readable when some rule set changed: then call `verify`.
+
+    `strangers`: other tables that touch the interlock, each with what it does, as the last `verify` found.
+    """
+
+    def __init__(self, table: str, agents: Sequence[str], upstream: Sequence[str], ports: Sequence[int]) -> None:
+        self._table = f"inet {table}"
+        self._script = ruleset(table, agents, upstream, ports)
+        self.strangers: tuple[str, ...] = ()
         self._expected = ""
         self._verified: int | None = None  # generation of the rule set in which the table was as it should be
         self._news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
@@ -120,7 +176,7 @@ class Interlock:
     def establish(self) -> None:
         """Put the table in place, replacing one of that name in the same transaction."""
         _nft("-f", "-", script=self._script)
-        self._expected = self._listing()
+        self._expected = self._tables().get(self._table, "")
 
     def verify(self) -> bool:
         """Whether the table is as it was set up. Forgets the news that came before."""
@@ -130,13 +186,25 @@ class Interlock:
         try:
             now = _generation()
             if now != self._verified:
-                self._verified = now if self._listing() == self._expected else None
+                tables = self._tables()
+                self._verified = now if tables.get(self._table) == self._expected else None
+                self.strangers = _strangers({name: text for name, text in tables.items() if name != self._table})
         except Unavailable:
             self._verified = None
         return self._verified is not None
 
-    def _listing(self) -> str:
-        return _nft("--stateless", "list", "table", "inet", self._table)
+    @staticmethod
+    def _tables() -> dict[str, str]:
+        """Each table's text, without counters and the elements of sets, by family and name."""
+        text = _nft("--stateless", "--terse", "list", "ruleset")
+        _, *parts = TABLE.split(text)  # name, text, name, text, …
+        return {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def _strangers(tables: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(
+        f"table {name} {what}" for name, text in tables.items() for sign, what in STRANGE.items() if sign.search(text)
+    )
 
 
 def _generation() -> int:
@@ -156,6 +224,10 @@ def _generation() -> int:
 def remove(table: str) -> None:
     """Delete the table if it is there: from then on the kernel forwards without it."""
     _nft("-f", "-", script=f"table inet {table}\ndelete table inet {table}\n")
+
+
+def _names(interfaces: Sequence[str]) -> str:
+    return "{ " + ", ".join(f'"{_interface(name)}"' for name in interfaces) + " }"
 
 
 def _interface(name: str) -> str:

@@ -22,6 +22,7 @@ from appliance.model import Identity
 from appliance.wire import maps
 from appliance.wire.abi import pack_address, unpack_address
 from appliance.wire.bpf import Map
+from appliance.wire.neighbours import Neighbours
 from appliance.wire.notes import Notes
 
 log = structlog.get_logger()
@@ -30,12 +31,23 @@ log = structlog.get_logger()
 class Leasing:
     """The wire process's leases. `indexes`: agent-facing interfaces that exist, by name; follows `moved`."""
 
-    def __init__(self, path: Path, table: LeaseTable, kernel: Map, notes: Notes, indexes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        table: LeaseTable,
+        kernel: Map,
+        notes: Notes,
+        indexes: Mapping[str, int],
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        """`neighbours`: what leases are bound to link-layer addresses by; None: they are not."""
         self._path = path
+        self._neighbours = neighbours
         self._kernel = kernel
         self._notes = notes
         self._indexes = indexes
         self.table = table
+        self.unsaved = ""  # why the file of leases could not be written, the last time
         self.ended = 0  # leases since the start: whoever sees it rise has flows to cut
 
     @property
@@ -59,6 +71,15 @@ class Leasing:
         if indexes != self._indexes:
             self._indexes = dict(indexes)
             maps.reconcile(self._kernel, self._entries(), "leases")
+            self.tend()
+
+    def tend(self) -> None:
+        """See that the neighbour entries of the leases are there, and no others of ours."""
+        if self._neighbours:
+            leases = self.table.list()
+            self._neighbours.reconcile(
+                {place: link for lease in leases if (place := self._place(lease)) and (link := _link(lease))}
+            )
 
     def grant(self, address: str, identity: Identity, expires_ns: int, behind: Callable[[str], str], now: Now) -> Lease:
         """See `LeaseTable.grant`. `behind` tells the interface of an address.
@@ -67,7 +88,8 @@ class Leasing:
         """
         self.expire(now)
         interface = behind(agent_address(address))
-        table, changes = self.table.grant(address, identity, expires_ns, now, _number(self.table), interface)
+        link = self._link_of(agent_address(address), interface)
+        table, changes = self.table.grant(address, identity, expires_ns, now, _number(self.table), interface, link)
         self._enact(table, changes, now)
         return changes[-1].lease
 
@@ -94,9 +116,11 @@ class Leasing:
         before = self.table
         self._notes.lease(gained, now)  # the only step that may say no without a trace
         try:
-            save(self._path, table)
+            self._save(table)
             for key, value in maps.lease_entries((gained.lease,), self._indexes).items():
                 maps.put(self._kernel, key, value, "leases")
+            if self._neighbours and gained.lease.link and (place := self._place(gained.lease)):
+                self._neighbours.hold(place, _link(gained.lease))
         except Unavailable:
             # Without this lease and without the one that it was to follow: on record, and closed rather than open.
             self._end(before.without(gained.lease.address), (replace(gained, what=What.REVOKED),), now)
@@ -109,24 +133,45 @@ class Leasing:
     def _end(self, table: LeaseTable, changes: tuple[Change, ...], now: Now) -> None:
         self.table = table
         try:
-            save(self._path, table)
+            self._save(table)
         except Unavailable as error:
-            log.error("leases not saved", reason=str(error))  # ends all the same; a restart could bring it back
+            log.error("leases-unsaved", reason=str(error))  # ends all the same; a restart could bring it back
         for change in changes:
             self._notes.lease(change, now, must=True)
             self._kernel.delete(pack_address(change.lease.address))
+            if self._neighbours and change.lease.link and (place := self._place(change.lease)):
+                self._neighbours.free(place)
         self.ended += len(changes)
+
+    def _save(self, table: LeaseTable) -> None:
+        try:
+            save(self._path, table)
+            self.unsaved = ""
+        except Unavailable as error:
+            self.unsaved = str(error)
+            raise
+
+    def _link_of(self, address: str, interface: str) -> str:
+        """The link-layer address to bind the lease of `address` to; empty: none."""
+        if self._neighbours is None or interface not in self._indexes:
+            return ""
+        return self._neighbours.link(address, self._indexes[interface]).hex(":")
+
+    def _place(self, lease: Lease) -> tuple[int, str] | None:
+        index = self._indexes.get(lease.interface)
+        return None if index is None else (index, lease.address)
 
     def _entries(self) -> dict[bytes, bytes]:
         return maps.lease_entries(self.table.list(), self._indexes)
 
 
-def load(path: Path, max_seconds: float, limit: int, now: Now) -> LeaseTable:
+def load(path: Path, max_seconds: float, limit: int, now: Now, holder_limit: int = 0) -> LeaseTable:
     """The table as the last run left it; an empty one where there is no file. Raises `MalformedInput`."""
     try:
-        return LeaseTable.from_json(msgspec.json.decode(path.read_bytes()), max_seconds, limit, now)
+        said = msgspec.json.decode(path.read_bytes())
+        return LeaseTable.from_json(said, max_seconds, limit, now, holder_limit)
     except FileNotFoundError:
-        return LeaseTable(max_seconds, limit)
+        return LeaseTable(max_seconds, limit, holder_limit=holder_limit)
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}; make it readable") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -145,6 +190,10 @@ def save(path: Path, table: LeaseTable) -> None:
         fresh.replace(path)
     except OSError as error:
         raise Unavailable(f"{path}: {error.strerror}; see to the disk") from error
+
+
+def _link(lease: Lease) -> bytes:
+    return bytes.fromhex(lease.link.replace(":", ""))
 
 
 def _number(table: LeaseTable) -> int:

@@ -1,48 +1,39 @@
-"""Load, pin and attach the TC program (`bpf/wire.c`), with its maps and its ring.
+"""Load and pin the TC programs (`bpf/wire.c`, `bpf/gate.c`), with the maps and the ring.
 
-Everything is pinned below `settings.bpffs`: the program as `program`, each map under its name. So recording goes on in
-the kernel while no process of ours runs, and the next start takes over ring, flows, leases and counters as they are:
+Everything is pinned below `settings.bpffs`: the programs as `program` and `gate`, each map under its name. So recording
+goes on in the kernel while no process of ours runs, and the next start takes over ring, flows, leases and counters as
+they are:
 
 - program of the same sources, all maps of the wanted type and size: taken over as it is (`Program.reused`);
 - other sources, or a map of another size: a new program, with all pinned maps that still fit (`Program.kept`);
-- another ABI version (`struct meta`): everything is made anew, and so is the ring's id.
-
-A filter keeps the program that it was attached with until `attach()` replaces it, in one step.
+- another ABI version (`struct meta`): everything is made anew, and so is the ring's id;
+- where a new ring takes over, the former set of pins stays beside the new one (former.py) until its ring is drained.
 
 What the maps hold is documented in `bpf/wire.h` (`enum map`) and mirrored by `appliance/wire/abi.py`.
 """
 
-import contextlib
 import ctypes
 import errno
 import os
 import secrets
-import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from appliance import config
-from appliance.errors import Unavailable
-from appliance.wire import abi, bpf, headers, program
+from appliance.errors import MalformedInput, Unavailable
+from appliance.wire import abi, bpf, filters, former, headers, program
 
-ARPHRD_ETHER = 1
-FILTER = "verbatim"
 RULES_MAX = 16384
 REFUSALS_MAX = 8192
-SCRATCH_BYTES = 512
+PORTS_MAX = 8
+HELD_MAX = 4096
+SCRATCH_BYTES = 1024
+ROUTES_MAX = 16384
+NETWORKS_MAX = 1024  # owners of flows without a lease
 
 _BPFFS_MAGIC = 0xCAFE4A11
-_CLSACT = 0xFFFF0000
-_INGRESS = 0xFFFFFFF2
-_ETH_P_ALL = 3
-_TCA_BPF_ID = 11
-_PRIORITY = 1
-_HANDLE = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +49,11 @@ class Shape:
 
 @dataclass(slots=True)
 class Program:
-    """The loaded program and its maps, as file descriptors of this process; pins and filters outlast it.
+    """The loaded programs and their maps, as file descriptors of this process; pins and filters outlast it.
 
-    `maps`: by name: leases, rules, interfaces, locals, flows, counters, refusals, settings, ring, scratch, meta.
+    `fd`, `id`: of the recording program; `gate`: file descriptor of the one on departure, -1 where there is none.
+    `maps`: by name: leases, rules, interfaces, locals, flows, counters, refusals, settings, ring, scratch, meta,
+    quotas, released, budget, networks.
     `ring_id`: 32 hex digits, random, made with the ring. `reused`: nothing was made anew. `kept`: names of the maps
     that were taken over with their contents ("ring" among them: what was not drained is still there).
     """
@@ -71,6 +64,17 @@ class Program:
     ring_id: str
     reused: bool
     kept: frozenset[str]
+    gate: int = -1
+
+    @property
+    def arrival(self) -> filters.Filter:
+        """The recording program's place on interfaces."""
+        return filters.Filter(filters.ARRIVAL, self.fd, self.id)
+
+    @property
+    def departure(self) -> filters.Filter:
+        """The gate's place on interfaces."""
+        return filters.Filter(filters.DEPARTURE, self.gate, bpf.program_id(self.gate))
 
     @property
     def ring_fd(self) -> int:
@@ -80,26 +84,51 @@ class Program:
         return bpf.Map(self.maps[name])
 
     def close(self) -> None:
-        for fd in (self.fd, *self.maps.values()):
-            os.close(fd)
+        for fd in (self.fd, self.gate, *self.maps.values()):
+            if fd >= 0:
+                os.close(fd)
 
 
 def map_shapes(settings: config.Wire) -> dict[str, Shape]:
     """The maps by name, in the order of `abi.MapIndex`."""
     address, flow = 16, abi.FlowKey.LAYOUT.size
+    owners = 2 * settings.max_leases + NETWORKS_MAX  # leases that ended have flows for a while
     return {
         "leases": Shape(bpf.HASH, address, abi.LeaseValue.LAYOUT.size, settings.max_leases),
         "rules": Shape(bpf.LPM_TRIE, abi.RuleKey.LAYOUT.size, abi.RuleValue.LAYOUT.size, RULES_MAX, bpf.NO_PREALLOC),
         "interfaces": Shape(bpf.HASH, 4, 4, 1024),
         "locals": Shape(bpf.HASH, address, 4, 4096),
-        "flows": Shape(bpf.HASH, flow, abi.Flow.SIZE, settings.max_flows),
+        "flows": Shape(bpf.HASH, flow, abi.TRACKED_BYTES, settings.max_flows),
         "counters": Shape(bpf.PERCPU_ARRAY, 4, 8, abi.COUNTER_COUNT),
         "refusals": Shape(bpf.LRU_HASH, abi.RefusalKey.LAYOUT.size, abi.RefusalValue.LAYOUT.size, REFUSALS_MAX),
         "settings": Shape(bpf.ARRAY, 4, abi.SettingsValue.LAYOUT.size, 1),
         "ring": Shape(bpf.RINGBUF, 0, 0, settings.ring_bytes),
         "scratch": Shape(bpf.PERCPU_ARRAY, 4, SCRATCH_BYTES, 1),
         "meta": Shape(bpf.ARRAY, 4, abi.Meta.LAYOUT.size, 1),
+        "quotas": Shape(bpf.HASH, abi.Owner.LAYOUT.size, abi.Quota.LAYOUT.size, owners),
+        "released": Shape(bpf.HASH, abi.Owner.LAYOUT.size, 8, owners),
+        "budget": Shape(bpf.ARRAY, 4, abi.Budget.LAYOUT.size, 1),
+        "networks": Shape(bpf.LPM_TRIE, abi.NetworkKey.LAYOUT.size, 4, ROUTES_MAX, bpf.NO_PREALLOC),
+        "held": Shape(bpf.HASH, flow, abi.Held.LAYOUT.size, HELD_MAX),
+        "pressure": Shape(bpf.ARRAY, 4, abi.Pressure.LAYOUT.size, 1),
     }
+
+
+def settings_value(settings: config.Wire, ports: Sequence[int], *, stalled: bool, rules: int = 0) -> bytes:
+    """The one element of map `settings`. `ports`: TCP ports of the gateway for agents; `rules`: `maps.rules_number`."""
+    if len(ports) > PORTS_MAX:
+        raise MalformedInput(f"api.listen: {len(ports)} different ports; use {PORTS_MAX} at most")
+    return abi.SettingsValue(
+        stalled=int(stalled),
+        refusal_rate=settings.refusal_rate,
+        refusal_interval=round(settings.refusal_interval * 1e9),
+        max_flows=settings.max_flows,
+        max_flows_per_lease=settings.max_flows_per_lease,
+        ports=struct.pack(f"<{PORTS_MAX}H", *ports, *[0] * (PORTS_MAX - len(ports))),
+        ring=settings.ring_bytes,
+        clamp=round(settings.ring_bytes * settings.clamp) if settings.clamp < 1 else 0,
+        rules=rules,
+    ).pack()
 
 
 def create_maps(settings: config.Wire, names: frozenset[str] | None = None) -> dict[str, int]:
@@ -109,8 +138,7 @@ def create_maps(settings: config.Wire, names: frozenset[str] | None = None) -> d
         if names is None or name in names:
             made[name] = bpf.create_map(shape.kind, shape.key, shape.value, shape.entries, name, shape.flags)
     if "settings" in made:
-        interval = round(settings.refusal_interval * 1e9)
-        bpf.Map(made["settings"]).update(bytes(4), abi.SettingsValue(0, 0, interval).pack())
+        bpf.Map(made["settings"]).update(bytes(4), settings_value(settings, (), stalled=False))
     return made
 
 
@@ -143,20 +171,36 @@ def _open(settings: config.Wire, cache: Path) -> Program:
     pinned = bpf.get(folder / "program")
     if pinned is not None:
         if meta is not None and meta.program == version and kept == set(map_shapes(settings)):
-            return Program(pinned, bpf.program_id(pinned), maps, meta.ring.hex(), True, kept)
+            gate = bpf.get(folder / "gate")
+            if gate is None:
+                gate = _load_gate(source, cache)
+                bpf.pin(gate, folder / "gate")
+            return Program(pinned, bpf.program_id(pinned), maps, meta.ring.hex(), True, kept, gate)
         os.close(pinned)
     instructions = program.compiled(source, cache)
     maps |= create_maps(settings, frozenset(map_shapes(settings)) - kept)
-    fd = load(instructions, maps)
+    fd, gate = load(instructions, maps), _load_gate(source, cache)
+    if kept and "flows" not in kept:
+        _carry_over(folder / "flows", maps["flows"])
+    fresh = set(maps) - kept
+    if "ring" not in kept and (folder / "ring").exists():  # it may hold records, and the attached program adds some
+        folder.rename(former.beside(folder))
+        folder.mkdir(mode=0o700)
+        fresh = set(maps)
     # Whatever goes is gone before anything new comes: a crash in between leaves a set that the next start completes.
-    for name in ("program", *(maps.keys() - kept)):
+    for name in ("program", "gate", *fresh):
         (folder / name).unlink(missing_ok=True)
     ring = meta.ring if meta is not None and "ring" in kept else secrets.token_bytes(16)
     bpf.Map(maps["meta"]).update(bytes(4), abi.Meta(abi.ABI, 0, ring, version).pack())
-    for name in maps.keys() - kept:
+    for name in sorted(fresh, key=lambda name: name != "meta"):  # no ring without its name
         bpf.pin(maps[name], folder / name)
+    bpf.pin(gate, folder / "gate")
     bpf.pin(fd, folder / "program")
-    return Program(fd, bpf.program_id(fd), maps, ring.hex(), False, kept)
+    return Program(fd, bpf.program_id(fd), maps, ring.hex(), False, kept, gate)
+
+
+def _load_gate(source: Path, cache: Path) -> int:
+    return bpf.load_program(program.compiled(source, cache, program.GATE), "verbatim_gate")
 
 
 def _kept(settings: config.Wire) -> dict[str, int]:
@@ -177,11 +221,28 @@ def _kept(settings: config.Wire) -> dict[str, int]:
         else:
             os.close(fd)
     meta = bpf.Map(found["meta"]).lookup(bytes(4)) if "meta" in found else None
-    if meta is None or abi.Meta.unpack(meta).abi != abi.ABI or "ring" not in found:
-        for fd in found.values():
-            os.close(fd)
-        return {}
+    unknown = meta is None or abi.Meta.unpack(meta).abi != abi.ABI
+    for name in list(found):
+        if unknown or (name == "meta" and "ring" not in found):  # it goes with its ring
+            os.close(found.pop(name))
     return found
+
+
+def _carry_over(pinned: Path, fd: int) -> None:
+    """Copy the flows of a map of another size, so that connections go on. Those that don't fit are picked up anew."""
+    before = bpf.get(pinned)
+    if before is None:
+        return
+    old, new = bpf.Map(before), bpf.Map(fd)
+    try:
+        if (old.type, old.key_size) == (new.type, new.key_size) and old.value_size <= new.value_size:
+            for key, value in old.items():
+                new.update(key, value.ljust(new.value_size, b"\0"))
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+    finally:
+        os.close(before)
 
 
 def _mount(folder: Path) -> None:
@@ -208,80 +269,10 @@ def is_bpffs(folder: Path) -> bool:
     return ctypes.c_long.from_buffer(buffer).value & 0xFFFFFFFF == _BPFFS_MAGIC
 
 
-def attach(loaded: Program, ifindex: int) -> None:
-    """Make `loaded` the interface's first ingress filter, in place of a former version. Fine when it already is.
-
-    Raises `Unavailable`: no such interface, or it is not Ethernet (the program would misread its packets).
-    """
-    with IPRoute() as netlink:
-        try:
-            links = netlink.get_links(ifindex)
-            if not links or links[0]["ifi_type"] != ARPHRD_ETHER:
-                name = links[0].get_attr("IFLA_IFNAME") if links else ifindex
-                raise Unavailable(f"interface {name}: not an Ethernet interface; name Ethernet interfaces in [wire]")
-            if _filter(netlink, ifindex) == loaded.id:
-                return
-            with contextlib.suppress(FileExistsError, NetlinkError):  # there is a clsact: what follows says what fails
-                netlink.tc("add", "clsact", ifindex)
-            netlink.tc(
-                "replace-filter",
-                "bpf",
-                ifindex,
-                _HANDLE,
-                fd=loaded.fd,
-                name=FILTER,
-                parent=_INGRESS,
-                prio=_PRIORITY,
-                protocol=_ETH_P_ALL,
-                direct_action=True,
-            )
-        except NetlinkError as error:
-            reason = os.strerror(error.code)
-            raise Unavailable(
-                f"interface {ifindex}: {reason}; name existing interfaces in [wire], run as root"
-            ) from error
-
-
-def attached(loaded: Program, ifindex: int) -> bool:
-    """Does every packet that arrives on the interface go through this very program first?"""
-    with IPRoute() as netlink:
-        try:
-            return _filter(netlink, ifindex) == loaded.id
-        except NetlinkError:
-            return False
-
-
-def detach(ifindex: int) -> None:
-    """Remove our filter. Fine when there is none, or no such interface. From here on nothing is forwarded."""
-    with IPRoute() as netlink, contextlib.suppress(NetlinkError):
-        if _filter(netlink, ifindex) is not None:
-            netlink.tc("del-filter", "bpf", ifindex, _HANDLE, parent=_INGRESS, prio=_PRIORITY, protocol=_ETH_P_ALL)
-
-
-def _filter(netlink: IPRoute, ifindex: int) -> int | None:
-    """The id of the program in our filter's place. A filter before it would show as another place: then None."""
-    for message in netlink.get_filters(ifindex, parent=_INGRESS):
-        options = message.get_attr("TCA_OPTIONS")
-        if options is None:  # the head of a priority
-            continue
-        place = (message["info"] >> 16, socket.ntohs(message["info"] & 0xFFFF), message["handle"])
-        if place != (_PRIORITY, _ETH_P_ALL, _HANDLE) or message.get_attr("TCA_KIND") != "bpf":
-            return None
-        if options.get_attr("TCA_BPF_NAME") != FILTER:
-            return None
-        return next((_number(slot.nla) for slot in options["attrs"] if slot.nla["header"]["type"] == _TCA_BPF_ID), None)
-    return None
-
-
-def _number(attribute: Any) -> int:
-    """A u32 that pyroute2 has no name for: behind the attribute's header of 4 bytes."""
-    return int(struct.unpack_from("<I", attribute.data, attribute.offset + 4)[0])
-
-
 def unpin(folder: Path) -> None:
     """Remove all pins under `settings.bpffs`. Attached filters keep program and maps alive until they are detached."""
-    if not folder.is_dir():
-        return
-    for entry in folder.iterdir():
-        entry.unlink()
-    folder.rmdir()
+    for each in (folder, *former.folders(folder)):
+        if each.is_dir():
+            for entry in each.iterdir():
+                entry.unlink()
+            each.rmdir()

@@ -6,7 +6,8 @@ there are written before others are deleted, so that a restart has no moment in 
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Network
+from hashlib import sha256
+from ipaddress import IPv4Network, IPv6Network
 
 from appliance import config
 from appliance.errors import MalformedInput, Unavailable
@@ -14,10 +15,10 @@ from appliance.identity.leases import Lease
 from appliance.wire.abi import (
     Lane,
     LeaseValue,
+    NetworkKey,
     Role,
     RuleKey,
     RuleValue,
-    SettingsValue,
     pack_address,
 )
 from appliance.wire.bpf import Map
@@ -27,6 +28,7 @@ PRESENT = U32.pack(1)
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 LANES = {"tap": Lane.TAP, "relay": Lane.RELAY, "refuse": Lane.REFUSE}
 MAX_RULES = 1024
+MAX_NETWORKS = 16384
 RULE_HEAD_BITS = 32  # bits of struct rule_key between prefixlen and network
 
 Entries = Mapping[bytes, bytes]
@@ -57,13 +59,21 @@ def rule_entries(rules: Sequence[config.Rule]) -> dict[bytes, bytes]:
     return entries
 
 
+def rules_number(entries: Entries) -> int:
+    """Names the content of map `rules` for flows that remember its answer: even, never 0, the same for the same."""
+    content = sha256(b"".join(key + value for key, value in sorted(entries.items()))).digest()
+    return int.from_bytes(content[:4], "little") & ~1 or 2
+
+
 def lease_entries(leases: Iterable[Lease], indexes: Mapping[str, int]) -> dict[bytes, bytes]:
     """Map `leases`: address → struct lease with its end in CLOCK_BOOTTIME.
 
     `indexes`: of the agent-facing interfaces by name; a lease whose interface is not among them is left out.
     """
     return {
-        pack_address(lease.address): LeaseValue(lease.number, lease.deadline_ns, indexes[lease.interface]).pack()
+        pack_address(lease.address): LeaseValue(
+            lease.number, lease.deadline_ns, indexes[lease.interface], bytes.fromhex(lease.link.replace(":", ""))
+        ).pack()
         for lease in leases
         if lease.interface in indexes
     }
@@ -74,14 +84,25 @@ def local_entries(addresses: Iterable[str]) -> dict[bytes, bytes]:
     return {pack_address(address): PRESENT for address in addresses}
 
 
+def network_entries(networks: Mapping[IPv4Network | IPv6Network, int]) -> dict[bytes, bytes]:
+    """Map `networks`: struct network_key → interface index. The longest prefixes, where there are too many."""
+    most = sorted(networks, key=lambda network: -network.prefixlen - 96 * (network.version == 4))[:MAX_NETWORKS]
+    return {
+        NetworkKey(network.prefixlen + 96 * (network.version == 4), pack_address(network.network_address)).pack():
+        U32.pack(networks[network])
+        for network in most
+    }  # fmt: skip
+
+
 def interface_entries(indexes: Mapping[int, Role]) -> dict[bytes, bytes]:
     """Map `interfaces`: interface index → role."""
     return {U32.pack(index): U32.pack(role) for index, role in indexes.items()}
 
 
-def settings_value(settings: config.Wire, *, stalled: bool) -> bytes:
-    """The one element of map `settings`."""
-    return SettingsValue(int(stalled), 0, int(settings.refusal_interval * 1e9)).pack()
+def reopening_level(settings: config.Wire) -> int:
+    """Bytes in the ring below which windows open again: a little less than where `bpf/clamp.h` holds them."""
+    clamp = settings.ring_bytes * settings.clamp
+    return int(clamp + (settings.ring_bytes - clamp) / 4)
 
 
 def reconcile(target: Map, wanted: Entries, name: str) -> tuple[bytes, ...]:

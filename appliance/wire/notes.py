@@ -40,9 +40,9 @@ class Notes:
     def now(self) -> Now:
         return clock.now(self._boot)
 
-    def open(self, node: str, ring: str, position: int, now: Now) -> None:
-        """Say who writes from here on, out of which ring, from which of its positions."""
-        opened = {"node": node, "source": "wire", "ring": ring, "boot": self._boot, "position": position}
+    def open(self, node: str, ring: str, position: int, now: Now, **more: Any) -> None:
+        """Say who writes from here on, out of which ring, from which of its positions. `more`: see former.py."""
+        opened = {"node": node, "source": "wire", "ring": ring, "boot": self._boot, "position": position, **more}
         self._later(FrameKind.OPEN, msgspec.json.encode(opened), now)
 
     def clock(self, now: Now) -> None:
@@ -67,12 +67,12 @@ class Notes:
             **more,
         }
         (self._later if must else self._at_once)(FrameKind.LEASE, msgspec.json.encode(said), now)
-        log.info("lease", what=change.what.value, id=lease.id, address=lease.address, **more)
+        log.info(f"lease-{change.what.value}", id=lease.id, address=lease.address, **more)
 
     def event(self, kind: str, text: str, now: Now, **attrs: Any) -> None:
         """Journal a fact about the recorder itself; written later where the journal is full."""
         self._later(FrameKind.EVENT, msgspec.json.encode({"kind": kind, "text": text, **attrs}), now)
-        log.warning(text, kind=kind, **attrs)
+        log.warning(kind, text=text, **attrs)
 
     def flush(self) -> bool:
         """Write what waited for room, as far as the journal takes it; whether nothing waits any more."""

@@ -1,4 +1,5 @@
-"""The TC program as instructions: from `bpf/wire.c`, by bcc, with the maps named by number (`abi.MapIndex`)."""
+"""The TC programs as instructions: from `bpf/wire.c` (recording, with the maps named by number, `abi.MapIndex`) and
+`bpf/gate.c` (the way out), by bcc."""
 
 import hashlib
 import os
@@ -8,8 +9,8 @@ from pathlib import Path
 from appliance.errors import Unavailable
 from appliance.wire import headers
 
-MAIN = "wire.c"
-FUNCTION = "wire"
+WIRE = "wire"  # name of a file and of the function in it
+GATE = "gate"
 
 
 def source_folder() -> Path:
@@ -17,7 +18,7 @@ def source_folder() -> Path:
     checkout = Path(__file__).resolve().parents[2] / "bpf"
     installed = Path(sys.prefix) / "share" / "verbatim" / "bpf"
     for folder in (checkout, installed):
-        if (folder / MAIN).is_file():
+        if (folder / f"{WIRE}.c").is_file():
             return folder
     raise Unavailable(f"capture program: neither in {checkout} nor in {installed}; install the package again")
 
@@ -31,15 +32,16 @@ def digest(folder: Path) -> bytes:
     return total.digest()
 
 
-def compiled(folder: Path, cache: Path = headers.CACHE) -> bytes:
-    """The instructions. Takes a second or two. Raises `Unavailable` without bcc or kernel headers."""
+def compiled(folder: Path, cache: Path = headers.CACHE, name: str = WIRE) -> bytes:
+    """The instructions of `name`. Takes a second or two. Raises `Unavailable` without bcc or kernel headers."""
     try:
         from bcc import BPF
     except ImportError as error:
         raise Unavailable(f"bcc: {error}; apt-get install python3-bpfcc, for the system's Python") from error
     os.environ["BCC_KERNEL_SOURCE"] = str(headers.find(cache))
+    source = folder / f"{name}.c"
     try:
-        module = BPF(src_file=os.fsencode(folder / MAIN), cflags=[f"-I{folder}", "-Wno-unused-value"])
-        return bytes(module.dump_func(FUNCTION.encode("ascii")))
+        module = BPF(src_file=os.fsencode(source), cflags=[f"-I{folder}", "-Wno-unused-value"])
+        return bytes(module.dump_func(name.encode("ascii")))
     except Exception as error:  # bcc raises bare Exception, and has printed the compiler's words
-        raise Unavailable(f"capture program: {folder / MAIN} does not compile: {error}") from error
+        raise Unavailable(f"capture program: {source} does not compile: {error}") from error

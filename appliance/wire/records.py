@@ -10,6 +10,7 @@ is reported (`DamagedEvidence`), never guessed at.
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 from appliance.errors import DamagedEvidence
 from appliance.journal import Frame, FrameKind, Layout
@@ -19,6 +20,8 @@ RING_HEADER = struct.Struct("<II")
 BUSY = 1 << 31
 DISCARD = 1 << 30
 LENGTH = DISCARD - 1
+SIZE = Record.LAYOUT.size
+_VERSION, _LENGTH = 0, 9  # places among the fields
 OFFSET_BITS = 24  # a span is at most 1 MiB
 
 
@@ -42,20 +45,28 @@ def records(frame: Frame, start: int = 0) -> Iterator[tuple[int, Record, memoryv
     `start`: offset in the span to begin at, for a `RING` span whose first part an earlier frame already held.
     Raises `DamagedEvidence` where the span breaks its form.
     """
+    span = memoryview(frame.payload)
+    for at, fields in scan(frame, start):
+        record = Record(*fields)
+        yield position(frame.number, at), record, span[at + SIZE : at + SIZE + record.length]
+
+
+def scan(frame: Frame, start: int = 0) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """The same without an object per record: yields (offset of the record in the span, values of `Record`'s fields)."""
     if frame.kind is not FrameKind.SPAN:
         raise DamagedEvidence(f"frame {frame.number}: kind {frame.kind} has no records; pass SPAN frames only")
-    span = memoryview(frame.payload)
-    size = Record.LAYOUT.size
+    span = frame.payload
+    size, unpack, header = SIZE, Record.LAYOUT.unpack_from, RING_HEADER.unpack_from
     ring = frame.layout is Layout.RING
     at, end = start, len(span)
     while at < end:
         if ring:
             if at + RING_HEADER.size > end:
                 raise _damaged(frame, at)
-            word, _ = RING_HEADER.unpack_from(span, at)
+            word, _ = header(span, at)
             at += RING_HEADER.size
             room = word & LENGTH
-            following = at + padded(room)
+            following = at + (room + 7 & ~7)
             if word & DISCARD:
                 at = following
                 continue
@@ -66,11 +77,11 @@ def records(frame: Frame, start: int = 0) -> Iterator[tuple[int, Record, memoryv
             following = 0
         if room < size:
             raise _damaged(frame, at)
-        record = Record.unpack(span, at)
-        if record.version != ABI or size + record.length > room:
+        fields = unpack(span, at)
+        if fields[_VERSION] != ABI or size + fields[_LENGTH] > room:
             raise _damaged(frame, at)
-        yield position(frame.number, at), record, span[at + size : at + size + record.length]
-        at = following or at + padded(size + record.length)
+        yield at, fields
+        at = following or at + padded(size + fields[_LENGTH])
 
 
 def _damaged(frame: Frame, at: int) -> DamagedEvidence:

@@ -55,12 +55,12 @@ def _to(receiver: End, sender: End, *, v4: bool) -> list[Packet]:
     packets = []
     for number in sorted(numbers):
         fields = [source_port, target_port, number, heard.next, SEGMENT.size // 4 << 4, RST_ACK, 0, 0, 0]
-        fields[7] = _checksum(pseudo + SEGMENT.pack(*fields))
+        fields[7] = checksum(pseudo + SEGMENT.pack(*fields))
         packets.append((address, header + SEGMENT.pack(*fields)))
     return packets
 
 
-def _checksum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
     """RFC 1071; `data` has an even length."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:

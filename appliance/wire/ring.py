@@ -42,6 +42,18 @@ def committed_end(words: memoryview, mask: int, start: int, producer: int, limit
     return at + shift
 
 
+def fill(fd: int) -> int:
+    """Bytes that a ring holds, looked at from outside: nothing of it is mapped for writing."""
+    page = mmap.PAGESIZE
+    with (
+        mmap.mmap(fd, 2 * page, mmap.MAP_SHARED, mmap.PROT_READ) as both,
+        memoryview(both) as view,
+        view[:8].cast("Q") as consumer,
+        view[page : page + 8].cast("Q") as producer,
+    ):
+        return producer[0] - consumer[0]
+
+
 class Ring:
     """A mapped ring of `size` bytes (a power of two). `fd`: the map's file descriptor, which stays the caller's."""
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from appliance import config
 from appliance.wire.abi import (
     ABI,
+    SIDE_F_ACKED,
+    SIDE_F_SEEN,
     Flow,
     FlowEnd,
     FlowKey,
@@ -22,15 +24,21 @@ from appliance.wire.abi import (
     RefusalKey,
     RefusalValue,
     Side,
+    SideState,
 )
 from appliance.wire.bpf import Map
+from appliance.wire.quotas import Quotas
 from appliance.wire.records import plain
 
 LINGER = 5_000_000_000  # ns for which an ended flow stays known, for its last retransmissions
+HASTE = 1_000_000_000  # the same while the table is crowded
+CROWDED = 4  # is it while more than one part in so many of it is taken
 STEP = 1024  # entries looked at in one go
 CUTS = 64  # flows cut in one go
 NOWHERE = bytes(16)
 PROTOCOL = 36  # offset of flow_key.protocol
+SERVER_SIDE = Flow.HEAD.size + SideState.LAYOUT.size
+ANSWERED = SIDE_F_SEEN | SIDE_F_ACKED
 TCP = 6
 
 
@@ -41,7 +49,9 @@ class Terms:
     now: int
     flow_idle: int
     datagram_idle: int
+    unanswered_idle: int
     cut: Set[int] = frozenset()
+    linger: int = LINGER
 
 
 @dataclass(slots=True)
@@ -49,7 +59,7 @@ class Swept:
     """Records to journal, in PLAIN layout, and the keys of `flows` and `refusals` to delete afterwards."""
 
     records: list[bytes] = field(default_factory=list)
-    flows: list[bytes] = field(default_factory=list)
+    flows: list[tuple[bytes, int]] = field(default_factory=list)  # with its lease
     refusals: list[bytes] = field(default_factory=list)
 
     def spans(self, limit: int) -> Iterator[bytes]:
@@ -69,11 +79,21 @@ def ending(key: bytes, value: bytes, terms: Terms) -> FlowEnd:
     _, last, lease, _, _, end, _, _ = Flow.HEAD.unpack_from(value)
     silence = terms.now - last
     if end != FlowEnd.LIVE:
-        return FlowEnd(end) if silence >= LINGER else FlowEnd.LIVE
+        return FlowEnd(end) if silence >= terms.linger else FlowEnd.LIVE
     if lease in terms.cut:
         return FlowEnd.CUT
     idle = terms.flow_idle if key[PROTOCOL] == TCP else terms.datagram_idle
+    if terms.unanswered_idle <= silence < idle and not is_answered(key, value):
+        return FlowEnd.IDLE
     return FlowEnd.IDLE if silence >= idle else FlowEnd.LIVE
+
+
+def is_answered(key: bytes, value: bytes) -> bool:
+    """Whether the server said anything, and a TCP client went on after that: a half-open connection is none."""
+    server = SideState.unpack(value, SERVER_SIDE)
+    if key[PROTOCOL] != TCP:
+        return server.packets > 0
+    return server.flags & ANSWERED == ANSWERED
 
 
 def flow_end(key: bytes, value: bytes, end: FlowEnd, now_ns: int) -> bytes | None:
@@ -111,16 +131,25 @@ def refusals(key: bytes, value: bytes, now_ns: int, interval_ns: int) -> bytes |
 class Sweeper:
     """Sweeps the kernel's maps `flows` and `refusals`. `alive`: flows that the last survey found."""
 
-    def __init__(self, flows: Map, refusals: Map, settings: config.Wire) -> None:
+    def __init__(self, flows: Map, refusals: Map, quotas: Quotas, settings: config.Wire) -> None:
         self._flows = flows
         self._refusals = refusals
+        self._quotas = quotas
+        self._found = 0  # by the last survey
+        self._max_flows = settings.max_flows
         self._flow_idle = int(settings.flow_idle * 1e9)
         self._datagram_idle = int(settings.datagram_idle * 1e9)
+        self._unanswered_idle = int(settings.unanswered_idle * 1e9)
         self._interval = int(settings.refusal_interval * 1e9)
         self._gone: dict[int, int] = {}  # leases not in force that flows bear: since when
         self._over: list[bytes] = []
         self._orphans: list[bytes] = []  # live TCP flows whose lease is not in force
         self.alive = 0
+
+    @property
+    def crowded(self) -> bool:
+        """Whether the table of flows is so full that it should be looked through more often."""
+        return self._found * CROWDED > self._max_flows
 
     def survey(self, live: Set[int], now_ns: int) -> Iterator[None]:
         """Find what seems over, `STEP` entries from one yield to the next. `live`: numbers of the leases in force."""
@@ -129,15 +158,19 @@ class Sweeper:
         self._over.clear()
         self._orphans.clear()
         count = 0
+        self._quotas.begin(now_ns)
         for count, (key, value) in enumerate(self._flows.items(), 1):
             if ending(key, value, terms) is not FlowEnd.LIVE:
                 self._over.append(key)
-            _, _, lease, _, _, end, _, _ = Flow.HEAD.unpack_from(value)
+            start, _, lease, _, _, end, _, _ = Flow.HEAD.unpack_from(value)
+            self._quotas.seen(key, lease, start)
             leases.add(lease)
             if lease and lease not in live and end == FlowEnd.LIVE and key[PROTOCOL] == TCP:
                 self._orphans.append(key)
             if count % STEP == 0:
                 yield
+        self._quotas.settle()
+        self._found = count
         self.alive = count - len(self._over)
         self._gone = {lease: self._gone.get(lease, now_ns) for lease in leases - live - {0}}
 
@@ -162,7 +195,7 @@ class Sweeper:
             value = self._flows.lookup(key)
             if value is None or (end := ending(key, value, terms)) is FlowEnd.LIVE:
                 continue
-            swept.flows.append(key)
+            swept.flows.append((key, Flow.HEAD.unpack_from(value)[2]))
             if record := flow_end(key, value, end, now_ns):
                 swept.records.append(record)
         for key, value in self._refusals.items():
@@ -173,15 +206,15 @@ class Sweeper:
 
     def forget(self, swept: Swept) -> None:
         """Delete what was journaled."""
-        for key in swept.flows:
-            self._flows.delete(key)
+        self._quotas.release([flow for flow in swept.flows if self._flows.delete(flow[0])])
         for key in swept.refusals:
             self._refusals.delete(key)
         self._over.clear()
 
     def _terms(self, now_ns: int) -> Terms:
         cut = frozenset(lease for lease, since in self._gone.items() if now_ns - since >= LINGER)
-        return Terms(now_ns, self._flow_idle, self._datagram_idle, cut)
+        linger = HASTE if self.crowded else LINGER
+        return Terms(now_ns, self._flow_idle, self._datagram_idle, self._unanswered_idle, cut, linger)
 
 
 def _record(kind: Kind, time: int, source: bytes, destination: bytes) -> Record:

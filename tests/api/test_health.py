@@ -31,8 +31,33 @@ def test_stalled_journal_fails_and_only_the_gateway_hears_why(caller: Caller, se
     status.publish(settings.data, "wire", WIRE | {"interlock": True, "journal": {"stalled": True}})
     answer = caller(address="127.0.0.1").get("/healthz")
     assert answer.status_code == 503
-    assert "journal is full" in answer.json()["parts"]["wire"]
-    assert caller().get("/healthz").json()["parts"]["wire"] == "failing"
+    said = answer.json()
+    assert "journal is full" in said["parts"]["wire"]
+    assert [(fault["process"], fault["name"]) for fault in said["faults"]] == [("wire", "journal-stalled")]
+    assert "free disk space" in said["faults"][0]["text"]
+    for stranger in (caller(), caller("nonsense"), caller(token("alice"))):
+        answer = stranger.get("/healthz")
+        assert answer.status_code == 503
+        assert answer.json()["faults"] == []
+        assert set(answer.json()["parts"].values()) == {"failing", "ok"}
+    assert caller(token("carol", "auditor")).get("/healthz").json() == said
+
+
+@pytest.mark.usefixtures("wire")
+def test_faults_and_repairs_of_processes(caller: Caller, settings: Settings) -> None:
+    fault = "the gate was not attached to eth0; see tc"
+    published = {"faults": {"gate-missing": fault}, "repairs": {"filter-restored": 2}}
+    status.publish(settings.data, "wire", WIRE | {"interlock": True} | published)
+    status.publish(settings.data, "record", {"lag_seconds": 0.0, "repairs": {"filter-restored": 1}})
+    gateway = caller(address="127.0.0.1")
+    answer = gateway.get("/healthz")
+    assert answer.status_code == 503
+    assert answer.json()["faults"] == [{"process": "wire", "name": "gate-missing", "text": fault}]
+    lines = gateway.get("/metrics").text.splitlines()
+    assert 'verbatim_fault{name="gate-missing",process="wire"} 1.0' in lines
+    assert 'verbatim_repairs_total{name="filter-restored"} 3.0' in lines
+    assert "verbatim_healthy 0.0" in lines
+    assert not [line for line in lines if line.startswith("verbatim_fault{") and 'process="record"' in line]
 
 
 @pytest.mark.usefixtures("wire")
@@ -53,6 +78,25 @@ def test_metrics(caller: Caller) -> None:
         "verbatim_rows_total 12.0",
     ):
         assert line in text.splitlines()
+
+
+@pytest.mark.usefixtures("wire")
+def test_the_apis_own_faults_count(caller: Caller, settings: Settings) -> None:
+    fault = "issuer https://idp: does not answer; see that it can be reached"
+    status.publish(settings.data, "api", {"faults": {"issuer-down": fault}})
+    try:
+        answer = caller(address="127.0.0.1").get("/healthz")
+        assert (answer.status_code, answer.json()["parts"]["api"]) == (503, fault)
+    finally:
+        status.withdraw(settings.data, "api")
+
+
+def test_the_gateway_may_ask_its_own_address(caller: Caller) -> None:
+    here = caller(address="10.0.0.1")
+    here.base_url = "https://10.0.0.1"
+    assert here.get("/metrics").status_code == 200
+    here.base_url = "https://10.0.0.2"
+    assert here.get("/metrics").status_code == 401
 
 
 def test_metrics_are_not_for_agents(caller: Caller) -> None:

@@ -164,6 +164,34 @@ def test_one_address_cannot_take_all_connections(served: Served, monkeypatch: py
             sock.close()
 
 
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("10.0.0.5", "10.0.0.5"),
+        ("::ffff:10.0.0.5", "10.0.0.5"),
+        ("fd00:1::5", "fd00:1::/64"),
+        ("fd00:1:0:0:9::7", "fd00:1::/64"),
+        ("fd00:2::5", "fd00:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("somewhere", "somewhere"),
+    ],
+)
+def test_a_host_has_one_64_however_many_addresses(address: str, host: str) -> None:
+    assert server.host_of(address) == host
+
+
+def test_a_connection_that_says_nothing_is_not_accepted(served: Served) -> None:
+    """Without its first byte it takes none of the API's descriptors for `SILENCE_SECONDS`."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    silent = [socket.create_connection(("127.0.0.1", served.port), 5) for _ in range(50)]
+    try:
+        assert served.ask(b"GET /v1/ca HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")[0] == 200
+        assert len(list(Path("/proc/self/fd").iterdir())) < before + 2 * len(silent) - 10
+    finally:
+        for sock in silent:
+            sock.close()
+
+
 def test_a_dropped_connection_makes_room(served: Served) -> None:
     for _ in range(3 * server.PEER_CONNECTIONS):
         status, _ = served.ask(b"GET /v1/ca HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

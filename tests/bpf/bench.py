@@ -11,7 +11,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -76,10 +76,12 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`verdict`: forward (recorded, marked), refuse (marked to be answered), drop, or pass (to the stack, unmarked)."""
+    """`verdict`: forward (recorded, marked), refuse (marked to be answered), drop, or pass (to the stack, unmarked).
+    `frame`: what the program made of it."""
 
     verdict: str
     records: list[Recorded]
+    frame: bytes
 
     @property
     def packet(self) -> Recorded:
@@ -119,6 +121,11 @@ class Ring:
         struct.pack_into("<Q", self._consumer, 0, position)
         return found
 
+    @property
+    def fill(self) -> int:
+        """Bytes that it holds."""
+        return int(struct.unpack_from("<Q", self._rest)[0] - struct.unpack_from("<Q", self._consumer)[0])
+
     def close(self) -> None:
         self._consumer.close()
         self._rest.close()
@@ -141,6 +148,8 @@ class Bench:
         self.ring = Ring(self.maps["ring"], self.settings.ring_bytes)
         self.role(self.agent, abi.Role.AGENT)
         self.role(self.upstream, abi.Role.UPSTREAM)
+        for everywhere in ("0.0.0.0/0", "::/0"):
+            self.network(everywhere, self.agent)
 
     def close(self) -> None:
         self.ring.close()
@@ -158,9 +167,23 @@ class Bench:
     def local(self, address: str) -> None:
         self.map("locals").update(abi.pack_address(address), bytes(4))
 
-    def lease(self, address: str, number: int = 7, seconds: float = 60.0, ifindex: int = 0) -> None:
-        value = abi.LeaseValue(number, boottime() + round(seconds * 1e9), ifindex)
+    def network(self, network: str, ifindex: int) -> None:
+        """The routes lead there for these addresses."""
+        parsed = ip_network(network)
+        bits = parsed.prefixlen + (96 if parsed.version == 4 else 0)
+        key = abi.NetworkKey(bits, abi.pack_address(parsed.network_address))
+        self.map("networks").update(key.pack(), struct.pack("<I", ifindex))
+
+    def lease(self, address: str, number: int = 7, seconds: float = 60.0, ifindex: int = 0, link: str = "") -> None:
+        value = abi.LeaseValue(
+            number, boottime() + round(seconds * 1e9), ifindex, bytes.fromhex(link.replace(":", "")) or bytes(6)
+        )
         self.map("leases").update(abi.pack_address(address), value.pack())
+
+    def forget_shares(self) -> None:
+        """What an owner has in the ring is not known until it opens its next flow: so nobody has too much of it."""
+        for owner in list(self.map("quotas").keys()):
+            self.map("quotas").delete(owner)
 
     def revoke(self, address: str) -> None:
         assert self.map("leases").delete(abi.pack_address(address))
@@ -190,8 +213,18 @@ class Bench:
     def remove_rule(self, to: str, protocol: int = 0, port: int = 0) -> None:
         assert self.map("rules").delete(self._rule_key(to, protocol, port))
 
-    def set(self, *, stalled: int = 0, refusal_interval: int = 10**9) -> None:
-        self.map("settings").update(bytes(4), abi.SettingsValue(stalled, 0, refusal_interval).pack())
+    def set(
+        self,
+        *,
+        stalled: int = 0,
+        refusal_interval: int = 10**9,
+        ports: Sequence[int] = (),
+        rules: int = 0,
+        **more: float,
+    ) -> None:
+        """What the wire process tells the program; `more`: of `config.Wire`, what is not left as it is."""
+        changed = self.settings.model_copy(update={"refusal_interval": refusal_interval / 1e9} | more)
+        self.map("settings").update(bytes(4), loader.settings_value(changed, ports, stalled=bool(stalled), rules=rules))
 
     # ---- packet in
 
@@ -215,7 +248,7 @@ class Bench:
             (TC_ACT_SHOT, 0): "drop",
             (TC_ACT_OK, 0): "pass",
         }
-        return Outcome(verdicts[done.result, marked], self.ring.drain() if not self.hold else [])
+        return Outcome(verdicts[done.result, marked], self.ring.drain() if not self.hold else [], done.packet)
 
     def receive(self, packet: Any, **more: Any) -> Outcome:
         """The same from upstream."""

@@ -2,7 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from appliance import config
 from tests.bpf.bench import AGENT_MAC, UPSTREAM_MAC, Bench, Namespace
+from tests.bpf.windows import A4, A6, RING
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +45,18 @@ def open_bench(bench: Bench) -> Bench:
         bench.rule(to)
         bench.rule(to, protocol=icmp, number=2)
     return bench
+
+
+@pytest.fixture
+def full(namespace: Namespace) -> Iterator[Bench]:
+    """A bench whose ring keeps what is recorded, with leases and rules for everything, and no quota on its ring."""
+    bench = Bench(
+        namespace, namespace.index("agents"), namespace.index("servers"), config.Wire(ring_bytes=RING, max_flows=64)
+    )
+    for number, address in enumerate((A4, A6), 7):
+        bench.lease(address, number)
+    for to in ("0.0.0.0/0", "::/0"):
+        bench.rule(to)
+    bench.hold = True
+    yield bench
+    bench.close()

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Dot1Q, Ether
 
 from appliance import config
-from appliance.wire import abi, bpf, loader
+from appliance.wire import abi, bpf, filters
 from tests.bpf.bench import AGENT_MAC, PEER_MAC, Bench, Namespace, Recorded
 
 AGENT, SERVER = "10.7.1.2", "10.7.2.2"
@@ -65,6 +66,16 @@ class Network:
             space.close()
 
 
+def attach(ours: filters.Filter, ifindex: int) -> None:
+    with IPRoute() as netlink:
+        filters.attach(ours, ifindex, netlink)
+
+
+def detach(ifindex: int) -> None:
+    with IPRoute() as netlink:
+        filters.detach(ifindex, netlink)
+
+
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
     made = Network()
@@ -82,12 +93,12 @@ def live(network: Network) -> Iterator[Bench]:
         bench.rule(to)
     for address in ("10.7.1.1", "10.7.2.1", "fd07:1::1", "fd07:2::1"):
         bench.local(address)
-    loaded = loader.Program(bench.fd, bpf.program_id(bench.fd), bench.maps, "", False, frozenset())
+    ours = filters.Filter(filters.ARRIVAL, bench.fd, bpf.program_id(bench.fd))
     for ifindex in (bench.agent, bench.upstream):
-        network.gateway.run(lambda ifindex=ifindex: loader.attach(loaded, ifindex))  # type: ignore[misc]
+        network.gateway.run(lambda ifindex=ifindex: attach(ours, ifindex))  # type: ignore[misc]
     yield bench
     for ifindex in (bench.agent, bench.upstream):
-        network.gateway.run(lambda ifindex=ifindex: loader.detach(ifindex))  # type: ignore[misc]
+        network.gateway.run(lambda ifindex=ifindex: detach(ifindex))  # type: ignore[misc]
     bench.close()
 
 
@@ -153,6 +164,9 @@ def test_every_byte_of_a_transfer_is_recorded(network: Network, live: Bench, fam
     packets = [record for record in records if record.kind is abi.Kind.PACKET]
     counters = live.counters()
     assert counters["packets"] == len(packets) == flow.client.packets + flow.server.packets
+    assert not any(
+        record.header.flags & abi.RECORD_F_UNVERIFIED for record in packets
+    )  # the senders' cards complete it
     assert counters["bytes"] == sum(record.header.length for record in packets)
     (last,) = (abi.Flow.unpack(record.data) for record in records if record.kind is abi.Kind.FLOW_END)
     assert (last.client, last.server.bytes) == (flow.client, flow.server.bytes)
@@ -189,7 +203,7 @@ def test_big_tcp_super_packets_are_recorded_whole(network: Network, live: Bench)
 
 def test_no_filter_no_forward(network: Network, live: Bench) -> None:
     """The program gone: the interlock lets nothing through, in either direction."""
-    network.gateway.run(lambda: loader.detach(live.agent))
+    network.gateway.run(lambda: detach(live.agent))
     client = network.agent.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     server = network.upstream.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with client, server:
@@ -223,11 +237,11 @@ def _raw(network: Network, frame: bytes) -> None:
 @pytest.mark.parametrize("tags", [1, 2])
 def test_the_tag_that_the_kernel_took_off_is_recorded(network: Network, live: Bench, tags: int) -> None:
     packet = IP(src=AGENT, dst=SERVER) / UDP(sport=5, dport=53) / b"tagged"
-    inner = packet if tags == 1 else Dot1Q(vlan=11) / packet
-    _raw(network, bytes(Ether(dst=AGENT_MAC, src=PEER_MAC) / Dot1Q(vlan=10, prio=5) / inner))
-    wait_for(lambda: live.counters().get("packets") == 1)
-    (record,) = live.ring.drain()
-    assert (record.header.flags, record.header.vlan & 0xEFFF) == (abi.RECORD_F_VLAN, 5 << 13 | 10)
+    inner = packet if tags == 1 else Dot1Q(vlan=0) / packet
+    _raw(network, bytes(Ether(dst=AGENT_MAC, src=PEER_MAC) / Dot1Q(vlan=0, prio=5) / inner))
+    wait_for(lambda: live.counters().get("packets", 0) >= 1)
+    record, *_ = live.ring.drain()  # the server may complain that nobody listens
+    assert (record.header.flags, record.header.vlan & 0xEFFF) == (abi.RECORD_F_VLAN, 5 << 13)
     assert record.data == bytes(packet)
 
 

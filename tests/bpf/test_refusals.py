@@ -8,7 +8,7 @@ from operator import truediv
 from typing import Any
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, IPOption_SSRR
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, IPOption_Router_Alert, IPOption_SSRR
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoReply,
@@ -18,6 +18,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
     IPv6ExtHdrRouting,
+    IPv6ExtHdrSegmentRouting,
 )
 from scapy.layers.l2 import ARP, GRE, Dot1Q, Ether
 
@@ -29,7 +30,8 @@ A4, B4, S4 = "10.0.1.5", "10.0.1.9", "192.0.2.80"  # an agent, one without a lea
 A6, S6 = "fd00:1::5", "2001:db8::80"
 ETHERNET = Ether(dst=AGENT_MAC, src=PEER_MAC)
 SYN = TCP(sport=40000, dport=80, flags="S", seq=1000)
-TAGGED = ETHERNET / Dot1Q(vlan=10)
+TAGGED = ETHERNET / Dot1Q(vlan=0)  # gives a priority only
+NOPS = [IPOption_NOP()] * 4
 V4, V6 = IP(src=A4, dst=S4), IPv6(src=A6, dst=S6)
 
 
@@ -66,6 +68,9 @@ CASES = [
     Case("ipv6 length 0 without GSO", Reason.MALFORMED, _frame(V6 / SYN, 4, b"\0\0")),
     Case("ipv4 cut", Reason.MALFORMED, bytes(TAGGED / V4)[: 18 + 19]),  # untagged, the test run takes none so short
     Case("ipv6 cut", Reason.MALFORMED, bytes(TAGGED / V6)[: 18 + 39]),
+    Case("ipv4 checksum", Reason.MALFORMED, _frame(V4 / SYN, 10, b"\x12\x34")),
+    Case("ipv4 checksum with options", Reason.MALFORMED, _frame(IP(src=A4, dst=S4, options=NOPS) / SYN, 10, b"\1\2")),
+    Case("router alert", Reason.UNREADABLE, IP(src=A4, dst=S4, options=[IPOption_Router_Alert()]) / SYN),
     Case("tcp cut", Reason.MALFORMED, IP(bytes(IP(src=A4, dst=S4, proto=6) / bytes(19)))),
     Case("tcp offset too small", Reason.MALFORMED, _frame(V4 / SYN, 20 + 12, b"\x40")),
     Case("tcp offset beyond the packet", Reason.MALFORMED, _frame(V4 / SYN, 20 + 12, b"\x60")),
@@ -77,6 +82,10 @@ CASES = [
     Case("bytes behind the datagram6", Reason.MALFORMED, V6 / UDP(len=9) / b"xy"),
     Case("an IPv4 address as IPv6 source", Reason.MALFORMED, IPv6(src=f"::ffff:{A4}", dst=S6) / SYN),
     Case("an IPv4 address as IPv6 destination", Reason.MALFORMED, IPv6(src=A6, dst=f"::ffff:{S4}") / SYN),
+    Case("loopback source", Reason.MALFORMED, IP(src="127.0.0.1", dst=S4) / SYN),
+    Case("loopback destination", Reason.MALFORMED, IP(src=A4, dst="127.0.0.53") / SYN),
+    Case("loopback source6", Reason.MALFORMED, IPv6(src="::1", dst=S6) / SYN),
+    Case("loopback destination6", Reason.MALFORMED, IPv6(src=A6, dst="::1") / SYN),
     Case("icmp error with much in it", Reason.MALFORMED, V4 / ICMP(type=3) / bytes(576 - 27)),
     Case("icmpv6 error with much in it", Reason.MALFORMED, V6 / ICMPv6DestUnreach() / bytes(1280 - 47)),
     Case("icmp cut", Reason.MALFORMED, IP(bytes(IP(src=A4, dst=S4, proto=1) / bytes(7)))),
@@ -112,6 +121,9 @@ CASES = [
         IP(src=A4, dst=S4, options=[IPOption_NOP()] * 33 + [IPOption_SSRR(routers=["192.0.2.9"])]) / SYN,
     ),
     Case("segments left", Reason.UNREADABLE, V6 / IPv6ExtHdrRouting(addresses=["2001:db8::9"], segleft=1) / SYN),
+    Case("routing header that is over", Reason.UNREADABLE, V6 / IPv6ExtHdrRouting(segleft=0) / SYN),
+    Case("routing header type 4, SRv6", Reason.UNREADABLE, V6 / IPv6ExtHdrSegmentRouting(segleft=1) / SYN),
+    Case("routing header behind options", Reason.UNREADABLE, V6 / IPv6ExtHdrDestOpt() / IPv6ExtHdrRouting() / SYN),
     Case("too many headers", Reason.UNREADABLE, V6 / SEVEN_HEADERS / SYN),
     Case("inbound syn", Reason.INBOUND, IP(src=S4, dst=A4) / SYN, True),
     Case("inbound udp", Reason.INBOUND, IP(src=S4, dst=A4) / UDP(), True),
@@ -121,6 +133,8 @@ CASES = [
     Case("data of no flow", Reason.NO_FLOW, IP(src=S4, dst=A4) / TCP(flags="PA") / b"x", True),
     Case("reset of no flow", Reason.NO_FLOW, V4 / TCP(flags="R")),
     Case("quic", Reason.QUIC, V4 / UDP(sport=5000, dport=443) / b"x"),
+    Case("wireguard", Reason.TUNNEL, V4 / UDP(sport=5000, dport=51820) / b"x"),
+    Case("vxlan", Reason.TUNNEL, V6 / UDP(sport=5000, dport=4789) / b"x"),
 ]
 
 
@@ -188,6 +202,7 @@ def test_a_stalled_journal_refuses_everything_silently(open_bench: Bench) -> Non
 
 def test_a_full_table_of_flows_refuses_new_ones(open_bench: Bench) -> None:
     room = open_bench.settings.max_flows
+    open_bench.set(max_flows=10**6)  # the map is smaller: no share is too large
     verdicts = [open_bench.send(V4 / TCP(sport=port, flags="S")).verdict for port in range(1000, 1000 + room + 3)]
     assert verdicts == ["forward"] * room + ["drop"] * 3
     assert open_bench.counters()["flows_full"] == 3
@@ -286,7 +301,8 @@ def test_a_server_of_an_unbound_rule_needs_no_lease_behind_an_agents_interface(b
     [
         IP(src=A4, dst="10.0.1.1") / SYN,
         IPv6(src=A6, dst="fd00:1::1") / SYN,
-        IP(src=A4, dst="10.0.1.1", flags="MF") / bytes(40),
+        IP(src=A4, dst="10.0.1.1") / TCP(sport=40000, dport=22, flags="SA"),
+        IP(src=A4, dst="10.0.1.1") / ICMP(),
         IP(src=A4, dst="224.0.0.251") / UDP(),
         IP(src=A4, dst="255.255.255.255") / UDP(),
         IPv6(src="fe80::5", dst="ff02::1") / ICMPv6ND_NS(),
@@ -297,12 +313,15 @@ def test_a_server_of_an_unbound_rule_needs_no_lease_behind_an_agents_interface(b
         Ether(dst="ff:ff:ff:ff:ff:ff", src=PEER_MAC) / ARP(),
         ETHERNET / ARP(),
         ETHERNET / Dot1Q() / Dot1Q() / Dot1Q() / V4 / SYN,
+        ETHERNET / Dot1Q(vlan=10) / V4 / SYN,  # the VLAN's own interface sees it again
+        ETHERNET / Dot1Q(vlan=0) / Dot1Q(vlan=10) / V4 / SYN,
     ],
     ids=lambda packet: packet.summary(),
 )
 def test_what_is_not_forwarded_passes_unmarked(open_bench: Bench, packet: Any) -> None:
     for address in ("10.0.1.1", "fd00:1::1"):
         open_bench.local(address)
+    open_bench.set(ports=[443, 80])
     outcome = open_bench.send(packet, mark=abi.MARK_RECORDED)
     assert (outcome.verdict, outcome.records) == ("pass", [])
     assert open_bench.counters() == {"local": 1}

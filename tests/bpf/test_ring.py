@@ -8,36 +8,38 @@ from tests.bpf.bench import HEADER, Bench
 
 A4, S4 = "10.0.1.5", "192.0.2.80"
 DATA = IP(src=A4, dst=S4) / TCP(sport=40000, dport=80, flags="A", seq=1001) / bytes(2000)
+SMALL = IP(src=A4, dst=S4) / TCP(sport=40000, dport=80, flags="A", seq=1001) / bytes(900)
 ACK = IP(src=A4, dst=S4) / TCP(sport=40000, dport=80, flags="A", seq=1001)
 SYN = IP(src=A4, dst=S4) / TCP(sport=40000, dport=80, flags="S", seq=1000)
 RESET = IP(src=A4, dst=S4) / TCP(sport=40000, dport=80, flags="R", seq=1001)
 SLOT = 8 + HEADER  # of a record with nothing behind it
 
 
-def _fill(bench: Bench) -> int:
-    """Data until it is refused: how many packets of data were recorded."""
+def _fill(bench: Bench, packet: IP = DATA) -> int:
+    """Such packets until one is refused: how many were recorded."""
     bench.hold = True
+    bench.forget_shares()
     recorded = 0
-    while bench.send(DATA).verdict == "forward":
+    while bench.send(packet).verdict == "forward":
         recorded += 1
     return recorded
 
 
-def test_data_leaves_a_sixteenth_for_packets_without_payload(open_bench: Bench) -> None:
+def test_the_last_parts_of_the_ring_are_for_small_messages_and_for_packets_without_payload(open_bench: Bench) -> None:
     open_bench.send(SYN)
-    recorded = _fill(open_bench)
-    size, each = open_bench.settings.ring_bytes, (SLOT + len(DATA) + 7) // 8 * 8
-    assert recorded == (size - size // 16) // each
-    assert open_bench.send(DATA).verdict == "drop"
+    size = open_bench.settings.ring_bytes
+    large, small, least = ((SLOT + len(packet) + 7) // 8 * 8 for packet in (DATA, SMALL, ACK))
+    bulk = _fill(open_bench)
+    assert bulk == (size - size // 8) // large
     assert open_bench.send(IP(src=A4, dst=S4) / UDP(sport=1, dport=53) / bytes(2000)).verdict == "drop"
-    assert open_bench.send(ACK).verdict == "forward"
-    acks = 1
-    while open_bench.send(ACK).verdict == "forward":
-        acks += 1
-    assert acks > (size // 16 - each) // (SLOT + len(ACK))
+    messages = _fill(open_bench, SMALL)
+    assert messages == (size - size // 16 - bulk * large) // small
+    assert open_bench.send(IP(src=A4, dst=S4) / UDP(sport=1, dport=53) / bytes(900)).verdict == "drop"
+    acks = _fill(open_bench, ACK)
+    assert acks >= size // 16 // least
     counters = open_bench.counters()
-    assert counters["ring_full"] == 4
-    assert counters["packets"] == 1 + recorded + acks
+    assert counters["ring_full"] == 5
+    assert counters["packets"] == 1 + bulk + messages + acks
 
 
 def test_what_was_refused_is_counted_and_goes_when_there_is_room(open_bench: Bench) -> None:

@@ -91,3 +91,47 @@ def test_the_servers_address_decides_for_both_directions(bench: Bench) -> None:
     bench.rule("10.0.0.0/8", REFUSE)
     bench.send(HTTP)
     assert bench.receive(IP(src=S4, dst=A4) / TCP(sport=80, dport=40000, flags="SA")).verdict == "forward"
+
+
+def answer(flags: str = "A") -> Any:
+    return IP(src=S4, dst=A4) / TCP(sport=80, dport=40000, flags=flags)
+
+
+@pytest.mark.parametrize("opened", ["remembering", "before"])
+def test_a_flow_remembers_the_rules_answer_until_they_change(bench: Bench, opened: str) -> None:
+    bench.lease(A4)
+    bench.rule("192.0.2.0/24", number=3)
+    bench.set(rules=0 if opened == "before" else 8)
+    bench.send(HTTP)
+    bench.set(rules=8)
+    assert bench.receive(answer("SA")).verdict == "forward"
+    bench.remove_rule("192.0.2.0/24")
+    assert bench.receive(answer()).packet.header.lane == TAP
+    assert bench.flow().rule == 3
+    bench.set(rules=10)
+    assert bench.receive(answer()).reason is Reason.NO_RULE
+
+
+def test_what_a_flow_remembers_says_whether_a_lease_is_needed(bench: Bench) -> None:
+    bench.rule("192.0.2.0/24", unbound=True)
+    bench.set(rules=8)
+    bench.network("10.0.1.0/24", bench.agent)
+    bench.send(HTTP)
+    assert bench.receive(answer("SA")).verdict == "forward"
+    bench.lease(A4)
+    bench.rule("192.0.2.0/24")
+    assert bench.receive(answer()).verdict == "forward"
+    bench.set(rules=10)
+    assert bench.receive(answer()).reason is Reason.LEASE_CHANGED
+
+
+def test_a_refusal_is_not_remembered(bench: Bench) -> None:
+    bench.lease(A4)
+    bench.rule("192.0.2.0/24")
+    bench.set(rules=8)
+    bench.send(HTTP)
+    bench.set(rules=10)
+    bench.rule("192.0.2.0/24", REFUSE)
+    assert bench.receive(answer("SA")).reason is Reason.RULE
+    bench.rule("192.0.2.0/24")
+    assert bench.receive(answer("SA")).verdict == "forward"

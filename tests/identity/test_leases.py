@@ -54,6 +54,37 @@ def test_a_lease_binds_an_address_to_an_identity() -> None:
     assert EMPTY.list() == ()  # a table is a value
 
 
+def test_a_lease_knows_its_link_layer_address_and_follows_its_holder() -> None:
+    table, changes = EMPTY.grant("192.0.2.7", ANN, NOW.unix + 60 * S, NOW, 7, "agents0", "02:00:00:00:00:07")
+    assert changes[-1].lease.link == "02:00:00:00:00:07"
+    again = LeaseTable.from_json(table.to_json(), 3600, 3, NOW)
+    assert again.list() == table.list()
+    table, changes = table.grant("192.0.2.7", ANN, NOW.unix + 60 * S, NOW, 8, "agents0", "02:00:00:00:00:08")
+    assert (changes[-1].what, changes[-1].lease.link) == (What.RENEWED, "02:00:00:00:00:08")
+
+
+@pytest.mark.parametrize("link", ["02:00", "02-00-00-00-00-07", "02:00:00:00:00:0G", 7])
+def test_a_file_with_a_strange_link_layer_address_is_malformed(link: object) -> None:
+    table, _ = granted()
+    said = table.to_json()
+    said["leases"][0]["link"] = link
+    with pytest.raises(MalformedInput, match="link"):
+        LeaseTable.from_json(said, 3600, 3, NOW)
+
+
+def test_one_identity_cannot_take_all_leases() -> None:
+    table = replace(EMPTY, holder_limit=2)
+    for number in (1, 2):
+        table, _ = table.grant(f"192.0.2.{number}", ANN, NOW.unix + 60 * S, NOW, number)
+    with pytest.raises(Refused, match=r"this identity has 2, the most that it may; give some of them back"):
+        table.grant("192.0.2.3", ANN, NOW.unix + 60 * S, NOW, 3)
+    table.grant("192.0.2.1", ANN, NOW.unix + 90 * S, NOW, 3)  # what it has it may renew
+    table, _ = table.grant("192.0.2.3", BOB, NOW.unix + 60 * S, NOW, 3)
+    again = LeaseTable.from_json(table.to_json(), 3600, 9, NOW, 2)
+    with pytest.raises(Refused, match="give some of them back"):
+        again.grant("192.0.2.4", ANN, NOW.unix + 60 * S, NOW, 4)
+
+
 def test_a_lease_is_no_longer_than_the_maximum() -> None:
     _, changes = replace(EMPTY, max_seconds=10).grant("192.0.2.7", ANN, NOW.unix + 60 * S, NOW, 7)
     assert changes[-1].lease.expires_ns == NOW.unix + 10 * S

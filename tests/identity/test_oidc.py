@@ -18,7 +18,8 @@ from joserfc.jwk import ECKey, KeySet, OctKey, RSAKey
 from appliance.config import Issuer
 from appliance.errors import MalformedInput, Refused, Unavailable
 from appliance.identity import ca
-from appliance.identity.oidc import MAX_ACTORS, MIN_REFETCH, Verifier, fetch_json, usable_keys
+from appliance.identity.jwks import MIN_REFETCH, fetch_json, usable_keys
+from appliance.identity.oidc import MAX_ACTORS, Verifier
 
 ISSUER = "https://idp.example"
 NOW = 1_800_000_000.0

@@ -16,6 +16,10 @@ def _wire() -> Program:
     return Program(maps, program.compiled(program.source_folder()))
 
 
+def _gate() -> Program:
+    return Program([], program.compiled(program.source_folder(), name=program.GATE))
+
+
 def _from_a_later_kernel() -> Program:
     """Calls bpf_cgrp_storage_delete, which came with 6.2."""
     call = struct.pack("<BBhi", 0x85, 0, 0, 211)
@@ -35,7 +39,7 @@ def _unchecked() -> Program:
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Verdict]]:
-    programs = {"wire": _wire(), "later": _from_a_later_kernel(), "unchecked": _unchecked()}
+    programs = {"wire": _wire(), "gate": _gate(), "later": _from_a_later_kernel(), "unchecked": _unchecked()}
     folder: Path = tmp_path_factory.mktemp("guest")
     return boot(folder, programs)
 
@@ -44,8 +48,9 @@ def test_guest_runs_debian_12s_kernel(guest: tuple[str, dict[str, Verdict]]) -> 
     assert guest[0].startswith("6.1.")
 
 
-def test_capture_program_loads(guest: tuple[str, dict[str, Verdict]]) -> None:
-    verdict = guest[1]["wire"]
+@pytest.mark.parametrize("name", ["wire", "gate"])
+def test_the_programs_load(guest: tuple[str, dict[str, Verdict]], name: str) -> None:
+    verdict = guest[1][name]
     assert verdict.loaded, verdict.log
 
 

@@ -141,6 +141,9 @@ class Wire:
     rules: str = '[[rules]]\nto = "0.0.0.0/0"\nprotocol = "tcp"\n[[rules]]\nto = "::/0"\nprotocol = "tcp"\n'
     wire: str = ""
     journal: str = ""
+    bind: str = "bind_link = false\n"  # leases are given without traffic before: nobody knows a neighbour yet
+    flows: int = 1024
+    ring: int = 2**20  # bytes
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -157,7 +160,7 @@ class Wire:
             f'data = "{self.data}"\nnode = "gw"\n'
             f"[journal]\nmin_free_bytes = 1048576\n{self.journal or JOURNAL}"
             f'[wire]\nagents = ["agents0"]\nupstream = ["upstream0"]\nbpffs = "{self.bpffs}"\n'
-            f"ring_bytes = 1048576\nmax_flows = 1024\n{self.wire}\n{self.rules}"
+            f"ring_bytes = {self.ring}\nmax_flows = {self.flows}\n{self.bind}{self.wire}\n{self.rules}"
         )
         enter = ["nsenter", f"--net=/run/netns/{self.net.gateway}"]
         return [*enter, sys.executable, "-c", PROGRAM, str(self.config), function]

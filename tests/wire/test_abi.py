@@ -22,6 +22,13 @@ STRUCTS: dict[str, type[abi.Packed]] = {
     "refusal_key": abi.RefusalKey,
     "refusal": abi.RefusalValue,
     "meta": abi.Meta,
+    "owner": abi.Owner,
+    "quota": abi.Quota,
+    "budget": abi.Budget,
+    "network_key": abi.NetworkKey,
+    "window": abi.Window,
+    "held": abi.Held,
+    "pressure": abi.Pressure,
     "settings": abi.SettingsValue,
 }
 ENUMS: dict[str, tuple[type[IntEnum], str]] = {
@@ -80,7 +87,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 def test_every_struct_has_a_mirror() -> None:
-    assert set(_c_structs()) == {*STRUCTS, "flow"}
+    assert set(_c_structs()) == {*STRUCTS, "flow", "tracked"}
 
 
 @pytest.mark.parametrize("name", STRUCTS)
@@ -115,6 +122,8 @@ def test_layout_of_flow(compiled: dict[str, int]) -> None:
         at = compiled[f"offsetof(struct flow, {field})"]
         size = compiled[f"sizeof(((struct flow *)0)->{field})"]
         assert int.from_bytes(packed[at : at + size], "little") == getattr(flow, field), index
+    assert compiled["sizeof(struct tracked)"] == abi.TRACKED_BYTES
+    assert compiled["offsetof(struct tracked, windows)"] == abi.Flow.SIZE
     first, each = compiled["offsetof(struct flow, sides)"], compiled["sizeof(struct side_state)"]
     assert packed[first : first + each] == flow.client.pack()
     assert packed[first + each :] == flow.server.pack()

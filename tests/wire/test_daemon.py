@@ -120,7 +120,7 @@ def test_nothing_passes_without_a_lease_and_the_agent_is_told_at_once(net: Net, 
         assert time.monotonic() - began < 1
     refused = until("the refusal is journaled", lambda: [r for r, _ in wire.records() if r.kind == Kind.REFUSAL])
     assert (refused[0].reason, unpack_address(refused[0].source)) == (Reason.NO_LEASE, AGENT)
-    assert wire.client.status()["refusals"]["no_lease"] >= 1
+    assert wire.client.status()["refusals"]["no-lease"] >= 1
 
 
 @pytest.mark.parametrize(("source", "destination"), [(AGENT, UPSTREAM), (AGENT6, UPSTREAM6)])
@@ -401,7 +401,7 @@ def test_a_teardown_opens_the_gateway_again(net: Net, wire: Wire) -> None:
 
 def test_an_interface_made_anew_is_recorded_again(net: Net, wire: Wire) -> None:
     sh("ip", "link", "del", "upstream0", netns=net.gateway)
-    until("the loss is on record", lambda: "interface-lost" in wire.events())
+    until("the loss is on record", lambda: "interface-missing" in wire.events())
     net.wire_up(net.upstream, "upstream0", 2)
     until("the return is on record", lambda: "interface-found" in wire.events())
     lease(wire)

@@ -9,7 +9,7 @@ import pytest
 from appliance import config
 from appliance.errors import MalformedInput, Refused, Unavailable
 from appliance.wire.abi import Role
-from appliance.wire.interfaces import Filters, Interfaces, interface_index, roles
+from appliance.wire.interfaces import Filters, Guarded, Interfaces, interface_index, roles
 from tests.wire.net import AGENT, AGENT6, UPSTREAM, Net, inside, sh, until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
@@ -47,6 +47,7 @@ def test_addresses_and_who_is_behind_which_interface(net: Net) -> None:
     def story() -> None:
         found = Interfaces(WIRE)
         try:
+            found.refresh()
             assert {"10.91.1.1", "10.91.2.1", "fd91:1::1", "127.0.0.1", "::1"} <= found.addresses()
             assert "255.255.255.255" in found.addresses()
             assert found.behind(AGENT) == found.behind(AGENT6) == "agents0"
@@ -66,21 +67,23 @@ def test_changes_are_news_and_an_interface_made_anew_is_told_and_attached(net: N
         attached: set[int] = set()
         filters = Filters(attached.add, attached.__contains__)
         try:
-            assert found.guard(filters) == ["agents0", "upstream0"]
-            assert found.guard(filters) == []
+            assert found.guard(filters) == Guarded(["agents0", "upstream0"], [], {})
+            assert found.guard(filters) == Guarded([], [], {})
+            attached.clear()
+            assert found.guard(filters) == Guarded([], ["agents0", "upstream0"], {})
             before = found.agents["agents0"]
             assert not found.news()
             sh("ip", "link", "del", "agents0")
             assert select.select([found], [], [], 5)[0]
             assert found.news()
-            assert [fact.kind for fact in found.refresh()] == ["interface-lost"]
+            assert found.refresh() == []
             assert found.agents == {}
             net.wire_up(net.agent, "agents0", 1)
             until("news", found.news)
-            assert [fact.kind for fact in found.refresh()] == ["interface-found"]
+            assert found.refresh() == ["agents0"]
             assert found.agents == {"agents0": interface_index("agents0")}
             assert found.agents["agents0"] != before
-            assert found.guard(filters) == ["agents0"]
+            assert found.guard(filters) == Guarded(["agents0"], [], {})
         finally:
             found.close()
 
@@ -88,19 +91,90 @@ def test_changes_are_news_and_an_interface_made_anew_is_told_and_attached(net: N
 
 
 @needs_root
-def test_what_cannot_be_attached_is_unavailable_unless_it_vanished(net: Net) -> None:
+def test_a_deleted_filter_is_news(net: Net) -> None:
+    def story() -> None:
+        sh("tc", "qdisc", "add", "dev", "agents0", "clsact")
+        found = Interfaces(WIRE)
+        try:
+            found.news()
+            sh("tc", "qdisc", "del", "dev", "agents0", "clsact")
+            assert select.select([found], [], [], 5)[0]
+            assert found.news()
+        finally:
+            found.close()
+
+    inside(net.gateway, story)
+
+
+@needs_root
+def test_what_cannot_be_attached_is_told_unless_it_vanished(net: Net) -> None:
     def fail(index: int) -> None:
         raise OSError("no")
 
     def story() -> None:
         found = Interfaces(WIRE)
         try:
-            with pytest.raises(Unavailable, match="agents0"):
-                found.guard(Filters(fail, lambda index: False))
+            filters = Filters(fail, lambda index: False)
+            assert found.guard(filters) == Guarded([], [], {"agents0": "no", "upstream0": "no"})
             sh("ip", "link", "del", "agents0")
-            with pytest.raises(Unavailable, match="upstream0"):
-                found.guard(Filters(fail, lambda index: False))
+            assert found.guard(filters) == Guarded([], [], {"upstream0": "no"})
         finally:
             found.close()
+
+    inside(net.gateway, story)
+
+
+CHANGES = [
+    (["link", "set", "agents0", "down"], "interface-down", ["link", "set", "agents0", "up"]),
+    (["link", "set", "agents0", "name", "foo0"], "interface-missing", ["link", "set", "foo0", "name", "agents0"]),
+    (
+        ["link", "add", "new0", "up", "type", "veth", "peer", "name", "new1"],
+        "interface-unknown",
+        ["link", "del", "new0"],
+    ),
+    (
+        ["addr", "del", "10.91.1.1/24", "dev", "agents0"],
+        "address-missing",
+        ["addr", "add", "10.91.1.1/24", "dev", "agents0"],
+    ),
+]
+
+
+@needs_root
+@pytest.mark.parametrize(("change", "fault", "back"), CHANGES, ids=[fault for _, fault, _ in CHANGES])
+def test_what_is_wrong_with_interfaces_has_a_name_while_it_lasts(
+    net: Net, change: list[str], fault: str, back: list[str]
+) -> None:
+    def story() -> None:
+        found = Interfaces(WIRE, ["10.91.1.1"])
+
+        def named() -> set[str]:
+            found.refresh()
+            return {name for name, _ in found.faults()}
+
+        try:
+            assert named() == set()
+            sh("ip", *change)
+            until(fault, lambda: fault in named())
+            assert all("; " in text for _, text in found.faults()), "each text ends with a remedy"
+            sh("ip", *back)
+            until("nothing is wrong any more", lambda: named() == set())
+        finally:
+            found.close()
+
+    inside(net.gateway, story)
+
+
+@needs_root
+def test_other_interfaces_are_known_by_wildcards(net: Net) -> None:
+    def story() -> None:
+        sh("ip", "link", "add", "docker7", "up", "type", "veth", "peer", "name", "peer7")
+        for other, wrong in (((), True), (("dock*",), False)):
+            found = Interfaces(WIRE.model_copy(update={"other": other}))
+            try:
+                found.refresh()
+                assert ("interface-unknown" in dict(found.faults())) is wrong
+            finally:
+                found.close()
 
     inside(net.gateway, story)

@@ -16,17 +16,18 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namesp
 
 
 def test_only_recorded_packets_are_forwarded() -> None:
-    text = ruleset("verbatim", ["agents0", "agents1"], [8443])
+    text = ruleset("verbatim", ["agents0", "agents1"], ["upstream0"], [8443])
     assert "hook forward priority filter; policy drop;" in text
-    assert "meta mark 0x56420001 accept" in text
+    all_three = '{ "agents0", "agents1", "upstream0" }'
+    assert f"iifname {all_three} oifname {all_three} meta mark 0x56420001 accept" in text
     assert 'iifname { "agents0", "agents1" } goto agents' in text
-    assert "tcp dport { 8443 } accept" in text
+    assert "tcp dport { 8443 } goto callers" in text
 
 
 @pytest.mark.parametrize("name", ["", 'a"b', "a b", "a*", "a\\b", "x" * 16, "a\n"])
 def test_names_that_nft_would_misread_are_malformed(name: str) -> None:
     with pytest.raises(MalformedInput):
-        ruleset("verbatim", [name], [])
+        ruleset("verbatim", [name], [], [])
 
 
 def test_ports_of_the_api() -> None:
@@ -54,7 +55,7 @@ def net() -> Iterator[Net]:
 @needs_root
 def test_the_table_is_set_up_again_watched_and_removed(net: Net) -> None:
     def story() -> None:
-        lock = Interlock("verbatim", ["agents0"], [8443])
+        lock = Interlock("verbatim", ["agents0"], ["upstream0"], [8443])
         try:
             lock.establish()
             lock.establish()
@@ -88,7 +89,7 @@ def test_the_table_is_set_up_again_watched_and_removed(net: Net) -> None:
 @needs_root
 def test_forwarding_needs_the_mark_and_refusals_are_answered(net: Net) -> None:
     def lock() -> None:
-        lock = Interlock("verbatim", ["agents0"], [])
+        lock = Interlock("verbatim", ["agents0"], ["upstream0"], [])
         lock.establish()
         lock.close()
 

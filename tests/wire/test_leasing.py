@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -17,6 +18,7 @@ from appliance.model import Identity
 from appliance.wire import bpf, leasing
 from appliance.wire.abi import LeaseValue, pack_address
 from appliance.wire.leasing import Leasing
+from appliance.wire.neighbours import Neighbours
 from appliance.wire.notes import Notes
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for BPF maps")
@@ -94,6 +96,59 @@ def test_a_granted_lease_is_on_record_in_the_file_and_in_the_kernel(bench: Bench
     assert value is not None
     assert LeaseValue.unpack(value) == LeaseValue(int(id, 16), NOW.boottime + 60 * S, 9)
     assert bench.file.stat().st_mode & 0o777 == 0o600
+
+
+class Switchboard:
+    """Neighbour entries as `Neighbours` would keep them."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, str], bytes] = {}
+        self.mac = bytes.fromhex("020000000007")
+        self.full = False
+
+    def link(self, address: str, index: int) -> bytes:
+        return b"" if address.startswith("192.0.2.8") else self.mac
+
+    def hold(self, place: tuple[int, str], link: bytes) -> None:
+        if self.full:
+            raise Unavailable("no neighbour entry")
+        self.held[place] = link
+
+    def free(self, place: tuple[int, str]) -> None:
+        self.held.pop(place, None)
+
+    def reconcile(self, wanted: dict[tuple[int, str], bytes]) -> None:
+        self.held = dict(wanted)
+
+
+def test_a_lease_is_bound_to_its_link_layer_address_while_it_lasts(bench: Bench) -> None:
+    board = Switchboard()
+    table = leasing.load(bench.file, 3600, 4, NOW)
+    bound = Leasing(bench.file, table, bench.kernel, bench.notes, {"agents0": 9}, cast(Neighbours, board))
+    lease = bound.grant("192.0.2.7", ANN, NOW.unix + 60 * S, behind, NOW)
+    assert board.held == {(9, "192.0.2.7"): board.mac}
+    value = bench.kernel.lookup(pack_address("192.0.2.7")) or b""
+    assert LeaseValue.unpack(value).link == board.mac
+    board.held.clear()
+    bound.tend()
+    assert board.held == {(9, "192.0.2.7"): board.mac}
+    bound.moved({"agents0": 12})
+    assert board.held == {(12, "192.0.2.7"): board.mac}
+    bound.revoke(lease.id, NOW)
+    assert board.held == {}
+    routed = bound.grant("192.0.2.8", ANN, NOW.unix + 60 * S, behind, NOW)
+    assert (routed.link, board.held) == ("", {})
+
+
+def test_no_neighbour_entry_no_lease(bench: Bench) -> None:
+    board = Switchboard()
+    board.full = True
+    table = leasing.load(bench.file, 3600, 4, NOW)
+    bound = Leasing(bench.file, table, bench.kernel, bench.notes, {"agents0": 9}, cast(Neighbours, board))
+    with pytest.raises(Unavailable, match="no neighbour entry"):
+        bound.grant("192.0.2.7", ANN, NOW.unix + 60 * S, behind, NOW)
+    assert bench.held() == {}
+    assert [what for what, _ in bench.said()] == ["granted", "revoked"]
 
 
 def test_superseding_renewing_and_revoking(bench: Bench) -> None:

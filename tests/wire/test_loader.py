@@ -1,20 +1,19 @@
-"""Pins outlast the process, what fits is kept, and a filter is really in the packets' way."""
+"""Pins outlast the process, and what fits is kept."""
 
 import ctypes
+import os
 import shutil
-import subprocess
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from appliance import config
-from appliance.errors import Unavailable
-from appliance.wire import abi, bpf, loader, program
-from tests.bpf.bench import Namespace
+from appliance.errors import MalformedInput, Unavailable
+from appliance.wire import abi, bpf, former, loader, program
 
 KEY = abi.pack_address("10.0.0.1")
-LOOPBACK = 1
 LEASE = abi.LeaseValue(7, 1).pack()
 
 
@@ -28,7 +27,7 @@ def settings(tmp_path: Path) -> Iterator[config.Wire]:
         assert libc.umount2(str(made.bpffs.parent).encode(), 2) == 0
 
 
-def _changed(settings: config.Wire, **changes: int) -> config.Wire:
+def _changed(settings: config.Wire, **changes: float) -> config.Wire:
     return settings.model_copy(update=changes)
 
 
@@ -49,8 +48,18 @@ def test_made_once_then_taken_over(settings: config.Wire) -> None:
 def test_settings_are_there_from_the_start(settings: config.Wire) -> None:
     loaded = loader.open_program(settings.model_copy(update={"refusal_interval": 2.5}))
     held = abi.SettingsValue.unpack(loaded.map("settings").lookup(bytes(4)) or b"")
-    assert held == abi.SettingsValue(0, 0, 2_500_000_000)
+    share = settings.max_flows, settings.max_flows_per_lease
+    assert held == abi.SettingsValue(0, 200, 2_500_000_000, *share, ring=65536, clamp=16384)
     loaded.close()
+
+
+def test_the_settings_of_the_program() -> None:
+    wire = config.Wire(refusal_interval=0.25, refusal_rate=3, max_flows=4, max_flows_per_lease=2)
+    told = abi.SettingsValue.unpack(loader.settings_value(wire, (443, 8443), stalled=True))
+    ports = struct.pack("<8H", 443, 8443, *[0] * 6)
+    assert told == abi.SettingsValue(1, 3, 250_000_000, 4, 2, ports, 2**24, 2**22)
+    with pytest.raises(MalformedInput, match=r"9 different ports; use 8"):
+        loader.settings_value(wire, range(1, 10), stalled=False)
 
 
 def test_another_source_replaces_the_program_and_keeps_the_maps(
@@ -86,13 +95,64 @@ def test_a_map_of_another_size_is_made_anew_and_the_others_are_kept(settings: co
         loaded.close()
 
 
-def test_another_ring_has_another_id(settings: config.Wire) -> None:
+def test_another_ring_has_another_id_and_the_former_one_stays_until_it_is_drained(settings: config.Wire) -> None:
     first = loader.open_program(settings)
+    first.map("leases").update(KEY, LEASE)
     second = loader.open_program(_changed(settings, ring_bytes=131072))
-    assert second.ring_id != first.ring_id
-    assert second.kept == frozenset()
+    third = loader.open_program(_changed(settings, ring_bytes=262144))
+    assert len({first.ring_id, second.ring_id, third.ring_id}) == 3
+    assert second.kept == third.kept == set(second.maps) - {"ring", "meta"}
+    assert third.map("leases").lookup(KEY) == LEASE
+    left = list(former.find(settings.bpffs))
+    assert [(one.id, one.bytes, one.version) for one in left] == [
+        (first.ring_id, 65536, abi.ABI),
+        (second.ring_id, 131072, abi.ABI),
+    ]
+    former.remove(left[0])
+    assert [one.id for one in former.find(settings.bpffs)] == [second.ring_id]
+    fourth = loader.open_program(settings)
+    found = list(former.find(settings.bpffs))
+    assert [one.id for one in found] == [second.ring_id, third.ring_id]
+    loader.unpin(settings.bpffs)
+    assert not former.folders(settings.bpffs)
+    for one in (left[1], *found):
+        os.close(one.fd)
+    for loaded in (first, second, third, fourth):
+        loaded.close()
+
+
+def test_flows_move_to_a_map_of_another_size(settings: config.Wire) -> None:
+    key = abi.FlowKey(KEY, KEY, 1, 2, 6, 4)
+    value = abi.Flow(7, 8, 9, 0, 1, 0, 0, abi.SideState(packets=3), abi.SideState()).pack() + bytes(
+        range(abi.TRACKED_BYTES - abi.Flow.SIZE)
+    )
+    first = loader.open_program(settings)
+    first.map("flows").update(key.pack(), value)
+    second = loader.open_program(_changed(settings, max_flows=32))
+    assert dict(second.map("flows").items()) == {key.pack(): value}
     for loaded in (first, second):
         loaded.close()
+
+
+def test_flows_of_a_version_that_knew_less_of_them_move_too(settings: config.Wire) -> None:
+    key = abi.FlowKey(KEY, KEY, 1, 2, 6, 4).pack()
+    value = abi.Flow(7, 8, 9, 0, 1, 0, 0, abi.SideState(packets=3), abi.SideState()).pack()
+    first = loader.open_program(settings)
+    older = bpf.create_map(bpf.HASH, len(key), len(value), settings.max_flows, "flows")
+    bpf.Map(older).update(key, value)
+    (settings.bpffs / "flows").unlink()
+    bpf.pin(older, settings.bpffs / "flows")
+    second = loader.open_program(settings)
+    assert dict(second.map("flows").items()) == {key: value.ljust(abi.TRACKED_BYTES, b"\0")}
+    os.close(older)
+    for loaded in (first, second):
+        loaded.close()
+
+
+@pytest.mark.parametrize(("clamp", "told"), [(0.0, 0), (0.5, 32768), (1.0, 0)])
+def test_windows_may_be_left_alone(settings: config.Wire, clamp: float, told: int) -> None:
+    value = loader.settings_value(_changed(settings, clamp=clamp), (), stalled=False)
+    assert abi.SettingsValue.unpack(value).clamp == told
 
 
 def test_another_abi_keeps_nothing(settings: config.Wire) -> None:
@@ -103,6 +163,9 @@ def test_another_abi_keeps_nothing(settings: config.Wire) -> None:
     second = loader.open_program(settings)
     assert (second.reused, second.kept) == (False, frozenset())
     assert second.ring_id != first.ring_id
+    (left,) = former.find(settings.bpffs)
+    assert (left.id, left.version) == (first.ring_id, abi.ABI + 1)
+    os.close(left.fd)
     for loaded in (first, second):
         loaded.close()
 
@@ -142,74 +205,3 @@ def test_a_refused_program_is_an_error(settings: config.Wire, tmp_path: Path, mo
     monkeypatch.setattr(program, "source_folder", lambda: tmp_path)
     with pytest.raises(Unavailable, match="PROG_LOAD"):
         loader.open_program(settings)
-
-
-@pytest.fixture(scope="module")
-def namespace() -> Iterator[Namespace]:
-    space = Namespace()
-    space.ip("link", "add", "wire0", "type", "veth", "peer", "name", "wire1")
-    yield space
-    space.close()
-
-
-@pytest.fixture
-def loaded(settings: config.Wire) -> Iterator[loader.Program]:
-    made = loader.open_program(settings)
-    yield made
-    made.close()
-
-
-def _filters(namespace: Namespace, device: str = "wire0") -> str:
-    command = ["tc", "filter", "show", "dev", device, "ingress"]
-    return namespace.run(lambda: subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def test_attach_and_detach(namespace: Namespace, loaded: loader.Program) -> None:
-    index = namespace.index("wire0")
-    assert not namespace.run(lambda: loader.attached(loaded, index))
-    for _ in range(2):
-        namespace.run(lambda: loader.attach(loaded, index))
-        assert namespace.run(lambda: loader.attached(loaded, index))
-    assert _filters(namespace).count("direct-action") == 1
-    assert "protocol all pref 1" in _filters(namespace)
-    assert f"id {loaded.id} " in _filters(namespace)
-    for _ in range(2):
-        namespace.run(lambda: loader.detach(index))
-        assert not namespace.run(lambda: loader.attached(loaded, index))
-    assert _filters(namespace) == ""
-
-
-def test_attach_replaces_a_former_program(namespace: Namespace, loaded: loader.Program, settings: config.Wire) -> None:
-    index = namespace.index("wire0")
-    newer = loader.open_program(_changed(settings, max_flows=32))
-    namespace.run(lambda: loader.attach(loaded, index))
-    assert not namespace.run(lambda: loader.attached(newer, index))
-    namespace.run(lambda: loader.attach(newer, index))
-    assert namespace.run(lambda: loader.attached(newer, index))
-    assert not namespace.run(lambda: loader.attached(loaded, index))
-    namespace.run(lambda: loader.detach(index))
-    newer.close()
-
-
-def test_a_filter_that_somebody_put_before_it_shows(
-    namespace: Namespace, loaded: loader.Program, settings: config.Wire
-) -> None:
-    index = namespace.index("wire0")
-    namespace.run(lambda: loader.attach(loaded, index))
-    stranger = bpf.load_program(bytes.fromhex("b700000000000000 9500000000000000"), "stranger")
-    bpf.pin(stranger, settings.bpffs / "stranger")
-    pinned = ["object-pinned", str(settings.bpffs / "stranger")]
-    # cls_bpf asks the newest filter of a priority first: this one would let everything pass before ours sees it.
-    command = ["tc", "filter", "add", "dev", "wire0", "ingress", "pref", "1", "handle", "2", "bpf", "da", *pinned]
-    namespace.run(lambda: subprocess.run(command, check=True, capture_output=True))
-    assert not namespace.run(lambda: loader.attached(loaded, index))
-    namespace.ip("link", "del", "wire0")
-    assert not namespace.run(lambda: loader.attached(loaded, index))
-    namespace.run(lambda: loader.detach(index))
-
-
-def test_interfaces_that_cannot_be(namespace: Namespace, loaded: loader.Program) -> None:
-    with pytest.raises(Unavailable, match="interface lo: not an Ethernet interface"):
-        namespace.run(lambda: loader.attach(loaded, LOOPBACK))
-    with pytest.raises(Unavailable, match="interface 999: No such device"):
-        namespace.run(lambda: loader.attach(loaded, 999))

@@ -12,7 +12,7 @@ from appliance.errors import MalformedInput, Unavailable
 from appliance.identity.leases import Lease
 from appliance.model import UNBOUND
 from appliance.wire import bpf, maps
-from appliance.wire.abi import Lane, LeaseValue, Role, RuleKey, RuleValue, SettingsValue, pack_address
+from appliance.wire.abi import Lane, LeaseValue, Role, RuleKey, RuleValue, pack_address
 
 
 def rule(to: str, **more: Any) -> config.Rule:
@@ -55,11 +55,6 @@ def test_leases_are_bound_to_their_interface() -> None:
     }
 
 
-def test_the_settings_of_the_program() -> None:
-    wire = config.Wire(refusal_interval=0.25)
-    assert SettingsValue.unpack(maps.settings_value(wire, stalled=True)) == SettingsValue(1, 0, 250_000_000)
-
-
 def test_interfaces_have_roles() -> None:
     assert maps.interface_entries({3: Role.AGENT, 4: Role.UPSTREAM}) == {
         b"\3\0\0\0": b"\1\0\0\0",
@@ -87,3 +82,11 @@ def test_a_map_is_brought_up_to_date_by_difference(kernel: bpf.Map) -> None:
 def test_a_full_map_is_told(kernel: bpf.Map) -> None:
     with pytest.raises(Unavailable, match="locals"):
         maps.reconcile(kernel, maps.local_entries(["10.0.0.1", "10.0.0.2", "10.0.0.3"]), "locals")
+
+
+def test_the_number_of_the_rules_is_that_of_their_content() -> None:
+    one, other = {b"a": b"1", b"b": b"2"}, {b"a": b"1", b"b": b"3"}
+    numbers = [maps.rules_number(entries) for entries in (one, dict(reversed(one.items())), other, {})]
+    assert numbers[0] == numbers[1]
+    assert len(set(numbers)) == 3
+    assert all(number and not number % 2 for number in numbers)

@@ -29,7 +29,7 @@ def test_the_digest_names_the_sources(tmp_path: Path) -> None:
 
 
 def test_a_source_that_does_not_compile_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / program.MAIN).write_text("int wire(struct __sk_buff *skb) { return nothing; }\n")
+    (tmp_path / "wire.c").write_text("int wire(struct __sk_buff *skb) { return nothing; }\n")
     with pytest.raises(Unavailable, match="does not compile"):
         program.compiled(tmp_path)
     assert "nothing" in capfd.readouterr().err

@@ -9,10 +9,14 @@ from appliance import config
 from appliance.journal import PLAIN, Frame, FrameKind
 from appliance.wire import bpf
 from appliance.wire.abi import (
+    SIDE_F_ACKED,
+    SIDE_F_SEEN,
     Flow,
     FlowEnd,
     FlowKey,
     Kind,
+    Owner,
+    Quota,
     Reason,
     Record,
     RefusalKey,
@@ -20,23 +24,27 @@ from appliance.wire.abi import (
     SideState,
     pack_address,
 )
+from appliance.wire.quotas import Quotas
 from appliance.wire.records import records
 from appliance.wire.sweep import LINGER, Sweeper, Swept, Terms, ending
 
 S = 1_000_000_000
 NOW = 10_000 * S
-TERMS = Terms(NOW, flow_idle=3600 * S, datagram_idle=60 * S, cut={66})
+TERMS = Terms(NOW, flow_idle=3600 * S, datagram_idle=60 * S, unanswered_idle=20 * S, cut={66})
 
 
 def key(port: int = 1000, protocol: int = 6) -> bytes:
     return FlowKey(pack_address("10.0.0.1"), pack_address("10.0.0.2"), port, 80, protocol, 4).pack()
 
 
-def flow(silence: float, end: FlowEnd = FlowEnd.LIVE, lease: int = 1, reported: int = 0) -> Flow:
+ESTABLISHED = SideState(packets=2, bytes=200, flags=SIDE_F_SEEN | SIDE_F_ACKED)
+
+
+def flow(
+    silence: float, end: FlowEnd = FlowEnd.LIVE, lease: int = 1, reported: int = 0, server: SideState = ESTABLISHED
+) -> Flow:
     last = NOW - int(silence * S)
-    return Flow(
-        5 * S, last, lease, 1, 1, end, 0, SideState(packets=3, bytes=300), SideState(packets=2, bytes=200), reported
-    )
+    return Flow(5 * S, last, lease, 1, 1, end, 0, SideState(packets=3, bytes=300), server, reported)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +58,12 @@ def flow(silence: float, end: FlowEnd = FlowEnd.LIVE, lease: int = 1, reported: 
         (6, flow(4, FlowEnd.FIN), FlowEnd.LIVE),  # its last retransmissions may come
         (6, flow(5, FlowEnd.FIN), FlowEnd.FIN),
         (6, flow(5, FlowEnd.RST, lease=66), FlowEnd.RST),
+        (6, flow(19, server=SideState()), FlowEnd.LIVE),
+        (6, flow(20, server=SideState()), FlowEnd.IDLE),  # a SYN that was never answered
+        (6, flow(20, server=SideState(packets=1, flags=SIDE_F_SEEN)), FlowEnd.IDLE),  # nor the answer
+        (6, flow(20, FlowEnd.RST, server=SideState()), FlowEnd.RST),
+        (17, flow(20, server=SideState()), FlowEnd.IDLE),
+        (17, flow(20, server=SideState(packets=1)), FlowEnd.LIVE),
         (6, flow(-1), FlowEnd.LIVE),  # a packet came after `now` was read
     ],
 )
@@ -64,9 +78,11 @@ class Kernel:
         self.fds = [
             bpf.create_map(bpf.HASH, FlowKey.LAYOUT.size, Flow.SIZE, 4096, "flows"),
             bpf.create_map(bpf.LRU_HASH, RefusalKey.LAYOUT.size, RefusalValue.LAYOUT.size, 64, "refusals"),
+            bpf.create_map(bpf.HASH, Owner.LAYOUT.size, Quota.LAYOUT.size, 64, "quotas"),
+            bpf.create_map(bpf.HASH, Owner.LAYOUT.size, 8, 64, "released"),
         ]
-        self.flows, self.refusals = (bpf.Map(fd) for fd in self.fds)
-        self.sweeper = Sweeper(self.flows, self.refusals, config.Wire())
+        self.flows, self.refusals, self.quotas, self.released = (bpf.Map(fd) for fd in self.fds)
+        self.sweeper = Sweeper(self.flows, self.refusals, Quotas(self.quotas, self.released), config.Wire())
 
     def sweep(self, now: int, live: set[int]) -> list[tuple[Record, bytes]]:
         """A whole sweep; the records that it wrote."""
@@ -153,6 +169,17 @@ def test_a_flow_that_moved_during_the_survey_lives_on(kernel: Kernel) -> None:
         pass
     kernel.flows.update(key(), flow(0).pack())
     assert kernel.sweeper.finish(NOW) == Swept()
+
+
+def test_ended_flows_go_sooner_from_a_crowded_table(kernel: Kernel) -> None:
+    settings = config.Wire(max_flows=400)
+    sweeper = Sweeper(kernel.flows, kernel.refusals, Quotas(kernel.quotas, kernel.released), settings)
+    for port in range(101):
+        kernel.flows.update(key(port), flow(1 if port else 0, FlowEnd.FIN if port else FlowEnd.LIVE, reported=1).pack())
+    list(sweeper.survey({1}, NOW))
+    assert sweeper.crowded
+    list(sweeper.survey({1}, NOW))
+    assert len(sweeper.finish(NOW).flows) == 100
 
 
 def test_a_survey_goes_in_steps(kernel: Kernel) -> None:
