@@ -12,16 +12,18 @@ While the store does not answer, the batch is kept as it is (a repeated batch is
 more is read: memory stays bounded, the journal grows, and traffic stalls before the disk is full.
 
 Without a usable snapshot, and with a journal that no longer begins at its first frame, sessions that were open can't be
-continued: an event `state-lost` says so, they are closed as `interrupted`, and what goes on is picked up midstream.
+continued: an event `state-lost` says so, they are closed as `interrupted`, and what goes on is picked up midstream,
+where the journal was released: what lies before that is stored. So it is with a new journal in place of the old one.
 
 Snapshots are pickles; the data folder belongs to the appliance alone (mode 0700). See `appliance/session/state.py`.
 """
 
+import gc
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -32,8 +34,18 @@ import structlog
 
 from appliance import status
 from appliance.config import Settings
-from appliance.errors import DamagedEvidence, Refused, Unavailable, VerbatimError
-from appliance.journal import Cursor, Damage, Frame, FrameKind, JournalKey, Reader, release
+from appliance.errors import DamagedEvidence, MalformedInput, Refused, Unavailable, VerbatimError
+from appliance.journal import (
+    Cursor,
+    Damage,
+    Frame,
+    FrameKind,
+    JournalKey,
+    Reader,
+    beginning,
+    release,
+    set_damage_aside,
+)
 from appliance.log import configure
 from appliance.model import (
     ChunkRow,
@@ -49,8 +61,8 @@ from appliance.session import state
 from appliance.session.assembler import Assembler
 from appliance.session.identifiers import STATE_LOST, frame_position
 
-MAX_ROWS = 20_000  # of one batch
-MAX_BYTES = 16 << 20
+MAX_ROWS = 30_000  # of one batch
+MAX_BYTES = 32 << 20  # as `_weight` counts
 MAX_AGE = 1.0  # seconds from a batch's first row to its insertion
 FRAMES_A_STEP = 64
 POLL = 0.02  # seconds between two looks at a journal without anything new
@@ -77,7 +89,7 @@ class Sink(Protocol):
     def last_position(self, stream: str, /) -> int | None: ...
 
 
-Unfinished = Callable[[str, str], list[SessionRow]]  # node, source -> sessions that are stored as open
+Unfinished = Callable[[str, str, str], list[SessionRow]]  # stream, node, source -> sessions that are stored as open
 
 
 class Recorder:
@@ -103,6 +115,8 @@ class Recorder:
         self._batch: list[Row] = []
         self._weight = 0
         self._since = 0.0
+        self._read_ns = 0  # when the last frame that was read was written
+        self._unstored_ns = 0  # the same of the frame that gave the oldest row that is not stored; 0: there is none
         self._sealed: list[Row] | None = None  # being inserted, repeated as it is
         self._retry_at = 0.0
         self._pause = BACK_OFF[0]
@@ -114,17 +128,23 @@ class Recorder:
         self._assembler: Assembler | None = None
         self._begun = False
         self._waiting: Frame | Damage | None = None  # read, but the store had to be asked first
+        self._parts: Iterator[list[Row]] | None = None  # of a frame that is not worked off
         self._kept: Cursor | None = None  # that of the last snapshot
         self.closed = False  # the stream's writer ended on purpose
         self.fault = ""  # why the store does not take rows now
         self.stored = 0
         self._strange = False  # the snapshot was of another journal stream
-        key = JournalKey.load_or_create(settings.data)
-        self._reader = Reader(folder, key, self._load())
+        self._snapshot_fault = ""
+        self._open()
+
+    def _open(self) -> None:
+        """Go on from the last snapshot, if it is of this journal."""
+        key = JournalKey.load_or_create(self._settings.data)
+        self._reader = Reader(self._folder, key, self._load() or beginning(self._folder))
         if self._assembler is not None and self._reader.stream not in (None, self._assembler.stream):
-            log.error("snapshot not used", reason="the journal is a new one")
+            log.error("snapshot-unused", reason="the journal is a new one")
             self._reader.close()
-            self._reader = Reader(folder, key)
+            self._reader = Reader(self._folder, key, beginning(self._folder))
             self._assembler, self._orphans, self._begun, self.closed = None, {}, False, False
             self._strange = True
 
@@ -134,14 +154,19 @@ class Recorder:
         """Read, assemble and store a piece. Whether there may be more to do at once."""
         if self.fault and not self._flush():
             return False
+        if self._reader.stream is None and (self._folder / "stream").exists():  # the journal came later than we did
+            self._reader.close()
+            self._recovering = True
+            self._open()
         for _ in range(FRAMES_A_STEP):
-            frame, self._waiting = self._waiting or self._reader.read(), None
-            if frame is None:
-                return self._rest()
-            if not self._take(frame):
-                self._waiting = frame
-                return False
-            if len(self._batch) >= MAX_ROWS or self._weight >= MAX_BYTES:
+            if self._parts is None:
+                frame, self._waiting = self._waiting or self._reader.read(), None
+                if frame is None:
+                    return self._rest()
+                if not self._take(frame):
+                    self._waiting = frame
+                    return False
+            if self._work_off():
                 return self._flush()
         if self._batch and self._clock() - self._since >= MAX_AGE and not self._flush():
             return False
@@ -150,24 +175,38 @@ class Recorder:
 
     def finish(self, *, snapshot: bool = True) -> bool:
         """Store what is read, and write a snapshot. False: the store does not take it; nothing is lost by that."""
+        while self._work_off():
+            if not self._flush():
+                return False
         if not self._flush():
             return False
         if snapshot and self._assembler is not None and self._begun:
-            self.write_snapshot()
+            self._try_snapshot()
         return True
 
     def values(self) -> dict[str, object]:
         """For the status file."""
         machine, backlog = self._assembler, self._reader.backlog_bytes()
-        behind = backlog > 0 and machine is not None and machine.wall_ns > 0
-        lag = time.time() - machine.wall_ns / 1e9 if behind and machine is not None else 0.0
+        held = self._waiting.time_ns if isinstance(self._waiting, Frame) else 0
+        read_ns = self._read_ns or (machine.wall_ns if machine else 0) or held
+        oldest_ns = self._unstored_ns or (read_ns if backlog else 0)
+        lag = time.time() - oldest_ns / 1e9 if oldest_ns else 0.0
         return {
             "backlog_bytes": backlog,
+            "read_ns": read_ns,
+            "unstored_ns": self._unstored_ns,
             "lag_seconds": round(max(0.0, lag), 3),
             "sessions_open": machine.sessions_open if machine else 0,
+            "sessions_bytes": machine.weight if machine else 0,
+            "memory_short": machine.relieved if machine else 0,
             "rows": self.stored,
             "damaged": machine.damaged if machine else 0,
             "torn_tails": self._reader.torn_tails,
+            "faults": {
+                name: text
+                for name, text in (("snapshot-failed", self._snapshot_fault), ("store-refuses", self.fault))
+                if text
+            },
             "store": self.fault or "ok",
         }
 
@@ -194,14 +233,28 @@ class Recorder:
             self.closed = True
         elif isinstance(frame, Frame) and frame.kind is FrameKind.OPEN:
             self.closed = False
-        self._add(self._assembler.feed(frame))
+        if isinstance(frame, Frame):
+            self._read_ns = frame.time_ns
+        elif frame.segment:
+            set_damage_aside(self._folder, frame.segment, frame.start, frame.end)
+        self._parts = self._assembler.parts(frame)
         return True
+
+    def _work_off(self) -> bool:
+        """Gather the rows of the frame that was taken. True: the batch is full first, and the frame waits."""
+        for rows in self._parts or ():
+            self._add(rows)
+            if len(self._batch) >= MAX_ROWS or self._weight >= MAX_BYTES:
+                return True
+        self._parts = None
+        return False
 
     def _add(self, rows: list[Row]) -> None:
         if not rows:
             return
         if not self._batch:
             self._since = self._clock()
+            self._unstored_ns = self._unstored_ns or self._read_ns
         self._batch += rows
         self._weight += sum(_weight(row) for row in rows)
         if self._orphans:
@@ -214,20 +267,21 @@ class Recorder:
         number = frame.number if isinstance(frame, Frame) else frame.first_frame
         machine = self._assembler
         assert machine is not None
-        if number > 1 or self._strange:
-            stream = machine.stream.hex()
-            try:
-                left = self._unfinished(self._settings.node, machine.source)
-                last = self._store.last_position(stream) or 0
-            except (Unavailable, Refused) as error:
-                self._fail(error)
-                return False
-            self._orphans = {row.session_id: row for row in left}
+        stream = machine.stream.hex()
+        try:
+            left = self._unfinished(stream, self._settings.node, machine.source)
+            known = self._store.last_position(stream) if left or number > 1 or self._strange else None
+        except (Unavailable, Refused) as error:
+            self._fail(error)
+            return False
+        self._orphans = {row.session_id: row for row in left}  # but for those that the journal tells of once more
+        last = known or 0
+        if number > 1 or self._strange or (left and known is None):
             text = f"the recorder lost its state: {len(left)} sessions that were open can't be continued"
             attrs = {"first_frame": number, "open_sessions": len(left)}
             position = max(frame_position(number), last) + STATE_LOST
             ts_ns = frame.time_ns if isinstance(frame, Frame) else 0
-            log.error("recorder lost its state", **attrs)
+            log.error("state-lost", **attrs)
             self._add([EventRow(stream, position, ts_ns, "state-lost", "", text, attrs)])
         self._begun = True
         self.fault = ""
@@ -266,13 +320,14 @@ class Recorder:
             return False
         self.stored += len(self._sealed)
         self._sealed = None
+        self._unstored_ns = self._read_ns if self._batch else 0
         self._pause = BACK_OFF[0]
         self.fault = ""
         return not self._batch or self._flush()
 
     def _fail(self, error: VerbatimError) -> None:
         if not self.fault:
-            log.error("store takes no rows", reason=str(error))
+            log.error("store-refuses", reason=str(error))
         self.fault = str(error)
         self._retry_at = self._clock() + self._pause
         self._pause = min(2 * self._pause, BACK_OFF[1])
@@ -302,23 +357,38 @@ class Recorder:
 
     def _snapshot_if_due(self) -> None:
         begun = self._clock()
-        if begun < self._next_snapshot or self._reader.cursor == self._kept or self._waiting is not None:
+        if begun < self._next_snapshot or self._reader.cursor == self._kept:
+            return
+        if self._waiting is not None or self._parts is not None:  # the cursor is ahead of the state
             return
         if self._assembler is None or not self._flush():
             return
-        self.write_snapshot()
+        self._try_snapshot()
         ended = self._clock()
         self._next_snapshot = ended + max(self._settings.record.snapshot, 10 * (ended - begun))
+
+    def _try_snapshot(self) -> None:
+        """On a disk without room the last snapshot stays, and the journal behind it."""
+        if self._reader.stream is None:  # there is no journal yet
+            return
+        try:
+            self.write_snapshot()
+            self._snapshot_fault = ""
+        except OSError as error:
+            text = f"{self._snapshot}: {error.strerror}; make room: until then the journal keeps what was read"
+            if text != self._snapshot_fault:
+                log.error("snapshot-failed", reason=text)
+            self._snapshot_fault = text
+            self._snapshot.with_suffix(".new").unlink(missing_ok=True)
 
     def write_snapshot(self) -> None:
         """Every row is stored: keep the state, then let the writer have the journal's segments."""
         cursor = self._reader.cursor
-        data = state.encode((cursor, self._assembler, self._orphans, self.closed))
         folder = self._snapshot.parent
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self._snapshot.with_suffix(".new")
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(data)
+            state.dump((cursor, self._assembler, self._orphans, self.closed), file)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._snapshot)
@@ -329,19 +399,23 @@ class Recorder:
             os.close(descriptor)
         self._kept = cursor
         if not self._keep:
-            release(self._folder, cursor)
+            release(self._folder, cursor, self._settings.journal.keep_bytes)
 
     def _load(self) -> Cursor | None:
         try:
-            data = self._snapshot.read_bytes()
+            with self._snapshot.open("rb") as file:
+                cursor, machine, orphans, closed = state.load(file)
         except FileNotFoundError:
             return None
-        try:
-            cursor, machine, orphans, closed = state.decode(data)
+        except OSError as error:
+            log.error("snapshot-unused", reason=error.strerror)
+            return None
         except DamagedEvidence as error:
-            log.error("snapshot not used", reason=str(error))
+            log.error("snapshot-unused", reason=str(error))
             return None
         assert isinstance(cursor, Cursor)
+        assert isinstance(machine, Assembler)
+        machine.use(self._settings.record)
         self._assembler, self._orphans, self.closed, self._begun = machine, orphans, closed, True
         return cursor
 
@@ -349,8 +423,8 @@ class Recorder:
 def _weight(row: Row) -> int:
     """Bytes that a row costs, roughly."""
     if isinstance(row, ChunkRow):
-        return 200 + len(row.data)
-    return 600 + len(row.message.text) if isinstance(row, MessageRow) else 600
+        return 200 + 2 * len(row.data)
+    return 700 + 2 * len(row.message.text) if isinstance(row, MessageRow) else 600
 
 
 def _interrupted(row: SessionRow) -> SessionRow:
@@ -365,7 +439,7 @@ def run(settings: Settings) -> None:
     from appliance.store.client import open_store
     from appliance.store.unfinished import open_sessions
 
-    configure(settings.log_level)
+    configure(settings.log_level, "record")
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -374,19 +448,42 @@ def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     with open_store(settings, "writer", embed=False) as store:
-        recorder = Recorder(
+        shared = bool(settings.store.url)
+        recorder = _opened(
             settings,
-            settings.data / "journal" / "wire",
             store,
-            lambda node, source: open_sessions(store, node, source),
+            lambda stream, node, source: open_sessions(store, source, (stream, node) if shared else None),
+            ended,
         )
+        if recorder is None:
+            status.withdraw(settings.data, "record")
+            return
+        spare_collector()
         try:
             _serve(recorder, settings.data, ended)
             if not recorder.finish():
-                log.warning("stopped before the store took everything", reason=recorder.fault)
+                log.warning("stopped-early", reason=recorder.fault)
         finally:
             recorder.close()
             status.withdraw(settings.data, "record")
+
+
+def _opened(settings: Settings, store: Sink, unfinished: Unfinished, ended: threading.Event) -> Recorder | None:
+    """Of the wire's stream; waits while that is of another version, until the wire process has set it aside."""
+    while not ended.is_set():
+        try:
+            return Recorder(settings, settings.data / "journal" / "wire", store, unfinished)
+        except MalformedInput as error:
+            log.error("journal-version", reason=str(error))
+            status.publish(settings.data, "record", {"store": "ok", "faults": {"journal-version": str(error)}})
+            ended.wait(1.0)
+    return None
+
+
+def spare_collector() -> None:
+    """Rows live for seconds and die without cycles: Python's cycle collector would walk over them again and again."""
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def _serve(recorder: Recorder, data: Path, ended: threading.Event) -> None:
@@ -406,7 +503,8 @@ def drain(settings: Settings, folder: Path, store: Sink, progress: Progress) -> 
     The journal is kept, so that the same call may be repeated after any failure. Raises `Unavailable` when the store
     does not take rows for `PATIENCE`, and `DamagedEvidence` when the stream has no end.
     """
-    recorder = Recorder(settings, folder, store, lambda node, source: [], keep=True)
+    spare_collector()
+    recorder = Recorder(settings, folder, store, lambda stream, node, source: [], keep=True)
     try:
         total = recorder.backlog()
         failing_since: float | None = None

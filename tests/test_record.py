@@ -17,6 +17,7 @@ from appliance.errors import DamagedEvidence, Unavailable
 from appliance.journal import Frame, JournalKey, Writer
 from appliance.model import ChunkRow, Coverage, Direction, Ending, EventRow, Row, SessionRow
 from appliance.record import TABLES, Recorder
+from appliance.session import assembler
 from tests.session.test_assembler import busy, clock, hello, numbered, opened
 from tests.session.traffic import MS, PSH, SECOND, STREAM, T0, Peer, Recorded, feed, ingest, span
 
@@ -68,10 +69,10 @@ class MemoryStore:
         mine = (row.position for row in self.rows if isinstance(row, EventRow) and row.stream == stream)
         return max(mine, default=None)
 
-    def unfinished(self, node: str, source: str) -> list[SessionRow]:
+    def unfinished(self, stream: str, node: str, source: str) -> list[SessionRow]:
         last: dict[UUID, SessionRow] = {}
         for row in self.rows:
-            if isinstance(row, SessionRow) and (row.node, row.source) == (node, source):
+            if isinstance(row, SessionRow) and row.source == source:
                 last[row.session_id] = row
         return [row for row in last.values() if row.ending is Ending.OPEN]
 
@@ -140,7 +141,8 @@ def settings(tmp_path: Path) -> config.Settings:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many batches and snapshots out of little traffic."""
+    """Many batches and snapshots out of little traffic; frames are worked off record by record."""
+    monkeypatch.setattr(assembler, "PART_BYTES", 1)
     monkeypatch.setattr(record, "MAX_ROWS", 8)
     monkeypatch.setattr(record, "FRAMES_A_STEP", 3)
 
@@ -339,6 +341,108 @@ def test_a_new_journal_in_place_of_the_old_one(settings: config.Settings, small:
     assert [row.ending for row in found.sessions] == [Ending.INTERRUPTED] * 101 + [Ending.OPEN]
 
 
+def test_a_lost_snapshot_doubles_nothing_of_what_was_released(settings: config.Settings, small: None) -> None:
+    """Also where the last segments that were read are still there: it goes on behind them."""
+    settings = settled(settings.data, journal=config.Journal(keep_bytes=1 << 16))
+    folder, store = live(settings)
+    write(settings, [span(0, Peer().packet(0, PSH, 5 + n, b"x", acked=6, time=n * MS)) for n in range(1000)])
+    recorder = made(settings, folder, store)
+    work(recorder)
+    assert recorder.finish()
+    recorder.close()
+    assert list(folder.glob("*.free"))  # the first segment is gone, and others that were read are not
+    assert len(list(folder.glob("*.seg"))) > 1
+    before = len(Recorded(store.rows).sessions)
+    (settings.data / "state" / "record-wire.snapshot").unlink()
+    recorder = made(settings, folder, store)
+    work(recorder)
+    assert recorder.finish()
+    recorder.close()
+    assert len(Recorded(store.rows).sessions) == before
+
+
+def test_a_new_journal_and_no_snapshot_leave_no_session_open(settings: config.Settings, small: None) -> None:
+    """Both are gone: what the store says to be open is over."""
+    folder, store = live(settings)
+    shutil.rmtree(folder)
+    shutil.rmtree(settings.data / "state")
+    renamed = settings.model_copy(update={"node": "renamed"})
+    with Writer(folder, JournalKey.load_or_create(settings.data), bytes(16), settings=LIMITS) as writer:
+        for one in numbered(opened(node="renamed"), clock(T0, T0), span(0, *hello(Peer(client_port=2)))):
+            writer.append(one.kind, one.payload, time_ns=one.time_ns)
+    recorder = made(renamed, folder, store)
+    work(recorder)
+    assert recorder.finish()
+    recorder.close()
+    found = Recorded(store.rows)
+    assert [row.ending for row in found.sessions] == [Ending.INTERRUPTED] * 101 + [Ending.OPEN]
+    assert [row.kind for row in found.events if row.stream == bytes(16).hex()] == ["state-lost", "open"]
+
+
+def test_the_journal_may_come_later_than_the_recorder(settings: config.Settings, small: None) -> None:
+    """It was set aside and made anew meanwhile: the snapshot is of another one."""
+    folder, store = live(settings)
+    shutil.rmtree(folder)
+    recorder = made(settings, folder, store)
+    work(recorder, 50)
+    with Writer(folder, JournalKey.load_or_create(settings.data), bytes(16), settings=LIMITS) as writer:
+        for one in numbered(opened(), clock(T0, T0), span(0, *hello(Peer(client_port=2)))):
+            writer.append(one.kind, one.payload, time_ns=one.time_ns)
+    work(recorder)
+    assert recorder.finish()
+    recorder.close()
+    assert [row.ending for row in Recorded(store.rows).sessions] == [Ending.INTERRUPTED] * 101 + [Ending.OPEN]
+
+
+def test_damage_in_the_journal_is_kept_aside_and_told_with_its_bounds(settings: config.Settings, small: None) -> None:
+    folder = write(settings, FRAMES)
+    segment = folder / "0000000000000001.seg"
+    data = bytearray(segment.read_bytes())
+    at = len(data) // 200
+    data[at] ^= 1
+    segment.write_bytes(data)
+    store = MemoryStore()
+    recorder = made(settings, folder, store)
+    work(recorder)
+    assert recorder.finish()
+    recorder.close()
+    (gap,) = [row for row in Recorded(store.rows).events if row.kind == "journal-gap"]
+    assert gap.attrs["segment"] == 1
+    assert gap.attrs["start"] <= at < gap.attrs["end"]
+    (copy,) = (folder / "damaged").iterdir()
+    assert bytes(data[gap.attrs["start"] : gap.attrs["end"]]) in copy.read_bytes()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small disk")
+def test_a_full_disk_costs_no_row_and_is_told(tmp_path: Path, small: None) -> None:
+    """Snapshots find no room: the last one stays, the journal is not released, and rows go on."""
+    settings = settled(tmp_path)
+    state = tmp_path / "state"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "vb-full", str(state)], check=True)
+    try:
+        (state / "filler").write_bytes(bytes(4096))
+        folder = write(settings, FRAMES)
+        store = MemoryStore()
+        recorder = made(settings, folder, store)
+        work(recorder)
+        assert "No space left on device; make room" in str(recorder.values()["faults"])
+        assert not list(folder.glob("*.free"))
+        assert [path.name for path in state.iterdir()] == ["filler"]
+        assert by_table(store.rows) == by_table(feed(FRAMES))
+        recorder.close()
+        (state / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=16m", str(state)], check=True)
+        recorder = made(settings, folder, store)
+        work(recorder)
+        assert recorder.finish()
+        assert recorder.values()["faults"] == {}
+        recorder.close()
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
+    assert by_table(store.rows) == by_table(feed(FRAMES))
+
+
 def test_a_journal_that_is_not_there_yet(settings: config.Settings) -> None:
     store = MemoryStore()
     recorder = made(settings, settings.data / "journal" / "wire", store)
@@ -467,7 +571,7 @@ def test_the_service_stores_publishes_and_ends_cleanly(tmp_path: Path) -> None:
                 "SELECT client_port, uniqExact(session_id, seq) AS a, count() AS b FROM sessions GROUP BY client_port"
             )
             assert sorted((row["client_port"], row["a"] == row["b"]) for row in counted) == [(7, True), (40000, True)]
-            rows = open_sessions(store, "gw", "wire")
+            rows = open_sessions(store, "wire", (STREAM.hex(), "gw"))
     finally:
         service.kill()
         service.wait(20)
@@ -487,3 +591,44 @@ def test_rows_are_what_the_store_will_sort() -> None:
         if not isinstance(row, EventRow):
             assert row.started_ns == starts[row.session_id]
     assert any(isinstance(row, ChunkRow) and row.direction is Direction.CLIENT for row in rows)
+
+
+def test_a_batch_is_not_as_large_as_what_a_frame_makes(
+    settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One frame can hold bodies that decode to far more than its size; its rows leave in between."""
+    monkeypatch.setattr(record, "MAX_ROWS", 5)
+    monkeypatch.setattr(assembler, "PART_BYTES", 1)
+    frames = ingest(busy(), size=30)
+    folder = write(settings, frames)
+    store = MemoryStore()
+    sizes: list[int] = []
+    insert = store.insert
+
+    def counted(batch: Sequence[Row], /) -> None:
+        sizes.append(len(batch))
+        insert(batch)
+
+    monkeypatch.setattr(store, "insert", counted)
+    recorder = made(settings, folder, store)
+    work(recorder)
+    assert recorder.finish()
+    recorder.close()
+    assert by_table(store.rows) == by_table(feed(frames))
+    assert len(sizes) > len(frames)
+
+
+def test_what_is_left_of_a_frame_at_the_end_is_stored(settings: config.Settings, small: None) -> None:
+    folder = write(settings, ingest(busy(), size=30))
+    store = MemoryStore()
+    recorder = made(settings, folder, store)
+    while not store.rows:
+        recorder.step()
+    assert len(store.rows) < len(feed(ingest(busy(), size=30)))
+    assert recorder.finish()
+    recorder.close()
+    again = made(settings, folder, store)
+    work(again)
+    assert again.finish()
+    again.close()
+    assert by_table(store.rows) == by_table(feed(ingest(busy(), size=30)))

@@ -9,7 +9,8 @@ Words: MUST, SHOULD and MAY as in RFC 2119. Integers are little-endian and unsig
 Stream
     A folder. `stream` holds three lines of ASCII, each ended by LF: `verbatim-journal 1`, the stream id (16 bytes,
     hex), the id of the journal key (8 bytes, hex): HKDF-SHA256(key, no salt, info "verbatim journal key id", 8).
-    Readers and writers MUST refuse another version or another key by an error, not as damage. A writer holds an
+    Readers and writers MUST refuse another version or another key by an error, not as damage; a segment of another
+    version than its stream is damage. A writer holds an
     exclusive flock on `lock`; a second one MUST be refused.
 
 Segment
@@ -48,8 +49,10 @@ Reading
 
 Reuse
     The reader releases a cursor (`released`: segment, offset, frame; ASCII decimals). Segments before the one of the
-    cursor, but never the newest, are renamed to `.free`, and the writer SHOULD take these before it makes new files:
-    pages that the system has allocated already take a fifth of the time. Their old frames have another key and mark.
+    cursor, but never the newest, MAY be kept to be read again, and are renamed to `.free` in the end; the writer SHOULD
+    take these before it makes new files: pages that the system has allocated already take a fifth of the time. Their
+    old frames have another key and mark. A reader that lost its cursor, and finds the first segment gone, SHOULD begin
+    at the released one: what lies before it was read.
 
 Example: journal key 00 01 … 1f, stream 0011…ff, salt 01 × 16, file of 4096 bytes. Its header:
 
@@ -66,7 +69,8 @@ Its second frame, at 200, is a RING span "0123456789abcdef" of ring positions 64
 All of this file, and more, is in tests/vectors/journal.
 """
 
-from appliance.journal.folder import Cursor, release
+from appliance.journal.aside import set_damage_aside, set_foreign_aside
+from appliance.journal.folder import Cursor, beginning, release
 from appliance.journal.format import MAX_PAYLOAD, PLAIN, RING, Buffer, Frame, FrameKind, Layout
 from appliance.journal.key import JournalKey
 from appliance.journal.reader import Damage, Reader
@@ -86,5 +90,8 @@ __all__ = [
     "Layout",
     "Reader",
     "Writer",
+    "beginning",
     "release",
+    "set_damage_aside",
+    "set_foreign_aside",
 ]

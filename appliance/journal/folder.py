@@ -6,6 +6,7 @@ released             the cursor up to which the reader is done
 0000000000000001.seg segments by sequence
 *.free               files to reuse
 *.new                files in the making
+damaged/             copies of what could not be read
 """
 
 import os
@@ -17,7 +18,7 @@ from appliance.errors import DamagedEvidence, MalformedInput
 from appliance.journal.format import STREAM_BYTES, VERSION
 from appliance.journal.key import KEY_ID_BYTES, JournalKey, sync_folder
 
-_FORMAT = "verbatim-journal"
+FORMAT = "verbatim-journal"
 _SETTLED_NS = 100_000_000  # file systems date a folder's changes in ticks of up to 10 ms
 
 
@@ -88,7 +89,7 @@ class Folder:
         except UnicodeDecodeError as error:
             raise DamagedEvidence(f"{path}: not the name of a journal stream; restore it from its backup") from error
         word, _, version = lines[0].partition(" ")
-        if word == _FORMAT and version != str(VERSION):
+        if word == FORMAT and version != str(VERSION):
             raise MalformedInput(
                 f"{path}: journal format version {version[:8]!r}, and this program reads version {VERSION}; "
                 "read this journal with the version of Verbatim that wrote it"
@@ -97,14 +98,14 @@ class Folder:
             stream, key_id = bytes.fromhex(lines[1]), bytes.fromhex(lines[2])
         except (ValueError, IndexError):
             stream = key_id = b""
-        if word != _FORMAT or len(stream) != STREAM_BYTES or len(key_id) != KEY_ID_BYTES or lines[3:] != [""]:
+        if word != FORMAT or len(stream) != STREAM_BYTES or len(key_id) != KEY_ID_BYTES or lines[3:] != [""]:
             raise DamagedEvidence(f"{path}: not the name of a journal stream; restore it from its backup")
         if key_id != key.key_id:
             raise DamagedEvidence(f"{self.path}: {wrong_key(key_id, key)}")
         return stream
 
     def name_stream(self, stream: bytes, key: JournalKey) -> None:
-        _replace(self.path / "stream", f"{_FORMAT} {VERSION}\n{stream.hex()}\n{key.key_id.hex()}\n")
+        _replace(self.path / "stream", f"{FORMAT} {VERSION}\n{stream.hex()}\n{key.key_id.hex()}\n")
 
     def released(self) -> Cursor | None:
         try:
@@ -121,10 +122,10 @@ def wrong_key(found: bytes, key: JournalKey) -> str:
     )
 
 
-def release(folder: Path, cursor: Cursor) -> None:
+def release(folder: Path, cursor: Cursor, keep: int = 0) -> None:
     """The reader is done with everything before `cursor`: whole segments before it may be reused by the writer.
 
-    Never the newest segment. Safe to repeat and to interrupt.
+    Never the newest segment, and not the last `keep` bytes of what was read. Safe to repeat and to interrupt.
     """
     if cursor.frame == 0:  # nothing was read yet
         return
@@ -132,11 +133,22 @@ def release(folder: Path, cursor: Cursor) -> None:
     before = files.released()
     if before is None or (before.frame, before.segment, before.offset) < (cursor.frame, cursor.segment, cursor.offset):
         _replace(folder / "released", f"{cursor.segment} {cursor.offset} {cursor.frame}\n")
-    segments = sorted(files.listing().segments)
-    for sequence in segments[:-1]:
+    segments = files.listing().segments
+    for sequence in sorted(segments, reverse=True)[1:]:
         if sequence < cursor.segment:
-            path = files.segment(sequence)
-            path.rename(path.with_suffix(".free"))
+            keep -= segments[sequence]
+            if keep < 0:
+                path = files.segment(sequence)
+                path.rename(path.with_suffix(".free"))
+
+
+def beginning(folder: Path) -> Cursor | None:
+    """Where a reader begins that knows nothing: None, at the first frame, if the stream is whole.
+
+    Else where it was released up to: what lies before that was read, also where segments of it are still there.
+    """
+    files = Folder(folder)
+    return None if files.segment(1).exists() else files.released()
 
 
 def _replace(path: Path, text: str) -> None:

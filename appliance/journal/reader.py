@@ -30,11 +30,17 @@ _MAX_HOPS: Final = 100_000  # frame headers looked at by one backlog_bytes()
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes that could not be read were skipped. `frames`: how many frames from `first_frame` on; None: not known."""
+    """Bytes that could not be read were skipped. `frames`: how many frames from `first_frame` on; None: not known.
+
+    `segment`, `start`, `end`: where these bytes are, if they are in a file that is there; else 0.
+    """
 
     first_frame: int
     frames: int | None
     reason: str
+    segment: int = 0
+    start: int = 0
+    end: int = 0
 
 
 class Reader:
@@ -50,6 +56,7 @@ class Reader:
         self._segment: _Segment | None = None
         self._searched = False
         self._misses = 0
+        self._skipped = (0, 0, 0)  # segment and offsets of what was skipped on the way to the cursor
         self._measured = (0, 0)
         self.torn_tails = 0
         self.stream = self._folder.stream(key)
@@ -89,10 +96,12 @@ class Reader:
                 frame = self._frame(segment)  # by now, a frame that was just being written is there
                 if frame is not None:
                     return frame
+                self._skipped = (segment.sequence, self._cursor.offset, found)
                 self._cursor = Cursor(self._cursor.segment, found, self._cursor.frame)
                 self._searched = False
             elif later is not None:
                 self.torn_tails += segment.begun(self._cursor.offset)
+                self._skipped = (segment.sequence, self._cursor.offset, segment.size)
                 self._leave(later)
             else:
                 self._searched = True
@@ -137,14 +146,17 @@ class Reader:
         expected = cursor.frame
         if segment is None:
             later = self._folder.following(sequence + 1)
+            self._skipped = (sequence, HEADER_BYTES, self._folder.listing().segments.get(sequence, HEADER_BYTES))
             self._cursor = Cursor(later or sequence + 1, 0, expected)
             if later is not None:
                 return self._enter()  # what is missing is counted there
-            return Damage(max(expected, 1), None, f"the header of journal segment {sequence} is damaged")
+            reason = f"the header of journal segment {sequence} is damaged"
+            return Damage(max(expected, 1), None, reason, *self._skipped)
         self._segment, self._searched = segment, False
         if sequence == cursor.segment and cursor.offset:
             return True
         first = segment.header.first_frame
+        skipped, self._skipped = self._skipped, (0, 0, 0)
         self._cursor = Cursor(sequence, HEADER_BYTES, first)
         if expected == 0:  # no cursor: everything that was not released should be there
             released = self._folder.released()
@@ -152,9 +164,8 @@ class Reader:
             if released is None or sequence <= released.segment:
                 expected = first if released else 1
         if first > expected:
-            return Damage(
-                expected, first - expected, f"journal segments before segment {sequence} are missing or damaged"
-            )
+            reason = f"journal segments before segment {sequence} are missing or damaged"
+            return Damage(expected, first - expected, reason, *skipped)
         if first < expected:
             return Damage(
                 first, None, f"journal segment {sequence} counts on from {first}, before {expected}: a tail was lost"
@@ -167,6 +178,10 @@ class Reader:
             segment = _Segment(self._folder.segment(sequence), sequence, self._key)
         except FileNotFoundError:
             return None
+        except MalformedInput:
+            if self.stream is None:
+                raise
+            return None  # the stream is of this version, so the header is damaged
         except _BadHeader as bad:
             if bad.key_id is not None and self.stream is None and bad.key_id != self._key.key_id:
                 raise DamagedEvidence(f"{self._folder.path}: {wrong_key(bad.key_id, self._key)}") from bad
@@ -192,9 +207,9 @@ class Reader:
         self._misses = 0
         if header.number > cursor.frame:
             self._cursor = Cursor(cursor.segment, cursor.offset, header.number)
-            return Damage(
-                cursor.frame, header.number - cursor.frame, f"frames of journal segment {cursor.segment} are damaged"
-            )
+            skipped, self._skipped = self._skipped, (0, 0, 0)
+            reason = f"frames of journal segment {cursor.segment} are damaged"
+            return Damage(cursor.frame, header.number - cursor.frame, reason, *skipped)
         self._cursor = Cursor(cursor.segment, cursor.offset + frame_bytes(header.length), header.number + 1)
         return header.frame(payload) or Damage(header.number, 1, f"frame of kind {header.kind} is not known")
 

@@ -24,6 +24,18 @@ INSERT_SETTINGS = {
     "min_insert_block_size_rows": "0",
     "min_insert_block_size_bytes": "0",
 }
+# What the engine may keep in memory to be faster next time, bytes each; its own defaults add up to more than most
+# machines have. Everything together is bounded by `store.max_memory`.
+CACHES = {
+    "mark_cache_size": 64 * 2**20,
+    "primary_index_cache_size": 64 * 2**20,
+    "index_mark_cache_size": 32 * 2**20,
+    "text_index_tokens_cache_size": 64 * 2**20,
+    "text_index_header_cache_size": 64 * 2**20,
+    "text_index_postings_cache_size": 64 * 2**20,
+    "query_condition_cache_size": 16 * 2**20,
+    "compiled_expression_cache_size": 16 * 2**20,
+}
 
 
 def store_path(data: Path) -> Path:
@@ -80,11 +92,14 @@ class Lock:
 class Handle:
     """One connection to the engine, in the store's database."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, memory: int = 0) -> None:
+        """`memory`: bytes that the engine may take; what the process's first handle says holds for all."""
         import chdb
 
+        limits = {**CACHES, "max_server_memory_usage": memory} if memory else {}
+        asked = "&".join(f"{name}={value}" for name, value in limits.items())
         try:
-            self._connection = chdb.connect(str(path))
+            self._connection = chdb.connect(f"{path}?{asked}" if asked else str(path))
             self.run(f"CREATE DATABASE IF NOT EXISTS {schema.DATABASE}")
             self.run(f"USE {schema.DATABASE}")
         except RuntimeError as error:
@@ -141,10 +156,10 @@ class Handle:
         self.close()
 
 
-def create(data: Path) -> Handle:
-    """Make the folder and the tables, return a handle. The caller holds the folder's `Lock`."""
+def create(data: Path, memory: int) -> Handle:
+    """Make the folder and the tables, return a handle (`memory`: as there). The caller holds the folder's `Lock`."""
     path = store_path(data)
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = Handle(path)
+    handle = Handle(path, memory)
     schema.create(handle.run)
     return handle

@@ -8,6 +8,7 @@ import hmac
 import json
 import queue
 import re
+import select
 import socket
 import threading
 import uuid
@@ -31,7 +32,7 @@ STREAMED = {"Native", "TabSeparated", "TSV", "CSV", "RowBinary", "JSONEachRow", 
 WHOLE = {"JSON", "JSONCompact", "TabSeparatedWithNames", "CSVWithNames", "Arrow", "ArrowStream", "Parquet"}
 READER_LIMITS = {
     "max_execution_time": 60,
-    "max_memory_usage": 2 * 2**30,
+    "max_memory_usage": 512 * 2**20,
     "max_result_bytes": 2**30,
     "max_ast_depth": 300,
     "max_ast_elements": 20000,
@@ -125,6 +126,7 @@ class Face(ThreadingHTTPServer):
         self.guard = guard.Guard(frozenset(databases))
         self._connections: set[socket.socket] = set()
         self._busy = 0
+        self._inserting = 0
         self._changed = threading.Condition()
         super().__init__(address, Handler)
 
@@ -156,6 +158,29 @@ class Face(ThreadingHTTPServer):
             with self._changed:
                 self._busy -= 1
                 self._changed.notify_all()
+
+    @contextmanager
+    def inserting(self, client: socket.socket) -> Iterator[None]:
+        """Refuses the insert of a client that is gone: the one that follows it may send the same rows in other batches,
+        and has to know which are there. See `settled`."""
+        with self._changed:
+            self._inserting += 1
+        try:
+            look = select.poll()
+            look.register(client, select.POLLRDHUP)
+            if look.poll(0):
+                raise Fault(INCORRECT_DATA, "the client is gone; nothing was inserted", 400)
+            yield
+        finally:
+            with self._changed:
+                self._inserting -= 1
+                self._changed.notify_all()
+
+    def settled(self) -> None:
+        """Wait for inserts that have begun: what a writer is told then stays true, whoever died before it asked."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._inserting, HANDLE_SECONDS):
+                raise Fault(TOO_MANY_QUERIES, "inserts take long; try again")
 
     def stop(self, seconds: float) -> None:
         """Accept no more, give running requests `seconds` to end, close connections and handles."""
@@ -238,6 +263,8 @@ class Handler(BaseHTTPRequestHandler):
                 raise Fault(ACCESS_DENIED, "only an INSERT has data")
             # The list of settings says to a writer that they can be set, as an INSERT's can; a reader can set none.
             greets = role == "writer" and guard.greets(statement)
+            if role == "writer":
+                self.server.settled()
             self._select(statement, parameters, self.server.writers if greets else self.server.readers)
         elif role == "writer":
             self._insert(form, body, parameters)
@@ -273,7 +300,7 @@ class Handler(BaseHTTPRequestHandler):
         token = parameters.get("insert_deduplication_token", "")
         if token and not _TOKEN.fullmatch(token):
             raise Fault(INCORRECT_DATA, "insert_deduplication_token is not 1 to 128 letters, digits, . _ or -", 400)
-        with self.server.writers.lend() as handle:
+        with self.server.inserting(self.connection), self.server.writers.lend() as handle:
             taken = handle.insert(Block(table, columns, 0, body, token))
         summary = {"read_rows": str(taken), "written_rows": str(taken), "written_bytes": str(len(body))}
         self._answer(200, b"", self._headers(parameters) | {"X-ClickHouse-Summary": json.dumps(summary)})

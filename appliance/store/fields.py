@@ -15,6 +15,7 @@ from appliance.store import times
 from appliance.store.conditions import Conditions, address_range
 
 MAX_WILDCARDS = 8  # in one word
+MAX_TOKENS = 32  # that the index is asked for at once (ClickHouse takes 64)
 ANY, ONE = object(), object()  # the wildcards * and ?
 
 Part = str | object
@@ -190,7 +191,9 @@ def words(column: str) -> Field:
         if not text:
             raise MalformedInput("is empty; write a word")
         tokens = _TOKEN.findall(text)
-        conditions = [f"hasPhrase({lower}, {where.name(text)})"] if tokens else []
+        conditions = [_tokens(lower, where.name(text))] if 0 < len(tokens) <= MAX_TOKENS else []
+        if len(tokens) > 1:
+            conditions.append(f"hasPhrase({lower}, {where.name(text)})")
         if not tokens or (len("".join(tokens)) < len(text) and not (value.phrase and " " in text)):
             conditions.append(f"position({lower}, {where.name(text)}) > 0")
         return " AND ".join(conditions)
@@ -199,6 +202,11 @@ def words(column: str) -> Field:
 
 
 _TOKEN = re.compile(r"[0-9a-zA-Z\x80-\U0010ffff]+")
+
+
+def _tokens(lower: str, name: str) -> str:
+    """All words of a text, in any order: the index answers this alone; for anything else texts have to be read."""
+    return f"hasAllTokens({lower}, {name})"
 
 
 def _pattern(where: Conditions, lower: str, parts: Sequence[Part]) -> list[str]:
@@ -238,6 +246,18 @@ def only_if(condition: str, inner: Field) -> Field:
     return field
 
 
+def said(inner: Field) -> Field:
+    """A field whose value stands in the message's text too, as it is: the text's index narrows where to look."""
+
+    def field(where: Conditions, value: Value, now_ns: int) -> str:
+        exact = inner(where, value, now_ns)
+        if value.is_range or value.like is not None or not 0 < len(_TOKEN.findall(value.text)) <= MAX_TOKENS:
+            return exact
+        return f"{_tokens('lowerUTF8(search_text)', where.name(value.text.lower()))} AND {exact}"
+
+    return field
+
+
 def _port(*columns: str) -> Field:
     fields = [number(column, 0, 65535) for column in columns]
 
@@ -261,8 +281,8 @@ FIELDS: dict[str, Field] = {
     "host": keyword("fields['host']"),
     "method": keyword("fields['method']"),
     "status": digits("fields['status']"),
-    "target": keyword("fields['target']"),
-    "path": keyword(_PATH),
+    "target": said(keyword("fields['target']")),
+    "path": said(keyword(_PATH)),
     "sql": only_if("fields['sql'] != ''", words("search_text")),
     "subject": of_session(keyword, "subject"),
     "issuer": of_session(keyword, "issuer"),

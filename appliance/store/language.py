@@ -62,7 +62,7 @@ def compile_query(query: str, now_ns: int) -> Compiled:
     escaped, origin = _escape(query)
     try:
         parsed = parse(escaped)
-    except (ParseError, IllegalCharacterError) as error:
+    except (ParseError, IllegalCharacterError, ArithmeticError) as error:  # the last of a degree that is no number
         found = _POSITION.search(str(error))
         where = f"at position {origin[min(int(found[1]), len(origin) - 1)] + 1}" if found else "at its end"
         raise MalformedInput(

@@ -86,7 +86,7 @@ def connect(settings: Settings, role: Role, embed: bool) -> Link:
             raise Unavailable(f"store of {settings.data} is not served now; start `verbatim store`, or try again")
         if lock.acquire():
             try:
-                return _embedded(settings.data, role, lock)
+                return _embedded(settings.data, role, lock, settings.store.max_memory)
             except BaseException:
                 lock.release()
                 raise
@@ -201,10 +201,10 @@ def _ready(client: Any, where: str, role: Role) -> None:
     schema.check(version, where)
 
 
-def _embedded(data: Path, role: Role, lock: engine.Lock) -> Link:
+def _embedded(data: Path, role: Role, lock: engine.Lock, memory: int) -> Link:
     import clickhouse_connect
 
-    handle = engine.create(data)
+    handle = engine.create(data, memory)
     path = engine.store_path(data)
     client = clickhouse_connect.get_client(interface="chdb", path=str(path), database=schema.DATABASE)
     schema.check(int(client.command("SELECT max(version) FROM schema_version")), str(path))

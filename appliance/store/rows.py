@@ -6,30 +6,27 @@ again carry the same deduplication token, different rows never do.
 
 import hashlib
 import json
-import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from appliance.errors import MalformedInput
 from appliance.model import ChunkRow, EventRow, FindingRow, MessageRow, Row, SessionRow
+from appliance.store import native
+from appliance.store.native import FIELDS, NS, NULLABLE, RANGES, STRINGS, Column
 
 MAX_FIELDS = 64  # scalar attributes of one row that can be searched by name
 MAX_FIELD = 1024  # characters kept of each; `attrs` keeps all of it
-LAST_NS = 2**63 - 1  # 2262-04-11, the last moment of DateTime64(9)
 
-NS = "DateTime64(9, 'UTC')"
-STRINGS = "Array(String)"
-FIELDS = "Map(String, String)"
-
-Column = tuple[str, str, Callable[[Any], Any]]
+Values = Callable[[Sequence[Any]], list[Any]]  # of some rows
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """How one class of rows is stored: its table, and (column, type on the wire, value of a row) in order."""
+    """How one class of rows is stored: its table, and (column, type on the wire, values of rows) in order."""
 
     name: str
     columns: tuple[Column, ...]
@@ -60,12 +57,19 @@ class AuditRow:
     object: str
 
 
+_JSON = msgspec.json.Encoder()
+
+
 def json_text(value: object) -> str:
     """Compact JSON. Odd values (integers above 64 bits, lone surrogates) take the slower, more tolerant encoder."""
+    return _json_bytes(value).decode()
+
+
+def _json_bytes(value: object) -> bytes:
     try:
-        return msgspec.json.encode(value).decode()
+        return _JSON.encode(value)
     except (TypeError, ValueError, OverflowError, UnicodeError):
-        return json.dumps(value, separators=(",", ":"), default=str)
+        return json.dumps(value, separators=(",", ":"), default=str).encode()
 
 
 def searchable(attrs: dict[str, Any]) -> dict[str, str]:
@@ -77,131 +81,170 @@ def searchable(attrs: dict[str, Any]) -> dict[str, str]:
         for key, value in level.items():
             if len(found) >= MAX_FIELDS:
                 return found
-            name = f"{prefix}{key}"
-            match value:
-                case bool():
-                    found[name] = "true" if value else "false"
-                case str():
-                    found[name] = value[:MAX_FIELD]
-                case int() | float():
-                    found[name] = str(value)[:MAX_FIELD]
-                case dict() if prefix.count(".") < 2:
-                    waiting.append((f"{name}.", value))
-                case list() | tuple() if value and all(isinstance(item, str | int | float) for item in value):
-                    found[name] = ", ".join(str(item) for item in value)[:MAX_FIELD]
+            name = f"{prefix}{key}" if prefix else key
+            kind = type(value)
+            if kind is str:
+                found[name] = value[:MAX_FIELD]
+            elif kind is int:
+                found[name] = str(value)[:MAX_FIELD]
+            elif value is None or ((kind is list or kind is tuple) and (not value or type(value[0]) in _NESTED)):
+                continue
+            else:
+                _search_more(name, value, found, waiting)
     return found
 
 
-def _ns(value: int) -> int:
-    return min(max(value, 0), LAST_NS)
+_NESTED = frozenset((list, tuple, dict, type(None)))
+
+
+def _search_more(name: str, value: object, found: dict[str, str], waiting: list[tuple[str, dict[str, Any]]]) -> None:
+    """The kinds of attributes that are not as frequent."""
+    match value:
+        case bool():
+            found[name] = "true" if value else "false"
+        case str():
+            found[name] = value[:MAX_FIELD]
+        case int() | float():
+            found[name] = str(value)[:MAX_FIELD]
+        case dict() if name.count(".") < 2:
+            waiting.append((f"{name}.", value))
+        case list() | tuple() if value and all(isinstance(item, str | int | float) for item in value):
+            found[name] = ", ".join(str(item) for item in value)[:MAX_FIELD]
+
+
+def _of(path: str) -> Values:
+    get = attrgetter(path)
+    return lambda rows: list(map(get, rows))
+
+
+def _json(path: str) -> Values:
+    get = attrgetter(path)
+    return lambda rows: list(map(_json_bytes, map(get, rows)))
+
+
+def _fields(path: str) -> Values:
+    get = attrgetter(path)
+    return lambda rows: list(map(searchable, map(get, rows)))
+
+
+def _ends(rows: Sequence[MessageRow]) -> list[int]:
+    return [row.message.end_ns or row.message.ts_ns for row in rows]
+
+
+def _sizes(rows: Sequence[ChunkRow]) -> list[int]:
+    return [len(row.data) for row in rows]
+
+
+def _directions(rows: Sequence[FindingRow]) -> list[str]:
+    return [row.direction or "" for row in rows]
 
 
 SESSIONS = Table(
     "sessions",
     (
-        ("session_id", "UUID", lambda r: r.session_id),
-        ("seq", "UInt32", lambda r: r.seq),
-        ("started", NS, lambda r: _ns(r.started_ns)),
-        ("ended", NS, lambda r: _ns(r.ended_ns)),
-        ("ending", "String", lambda r: str(r.ending)),
-        ("node", "String", lambda r: r.node),
-        ("source", "String", lambda r: r.source),
-        ("client_address", "String", lambda r: r.client_address),
-        ("client_port", "UInt16", lambda r: r.client_port),
-        ("server_address", "String", lambda r: r.server_address),
-        ("server_port", "UInt16", lambda r: r.server_port),
-        ("transport", "String", lambda r: r.transport),
-        ("protocol", "String", lambda r: r.protocol),
-        ("issuer", "String", lambda r: r.identity.issuer),
-        ("subject", "String", lambda r: r.identity.subject),
-        ("client", "String", lambda r: r.identity.client),
-        ("act", STRINGS, lambda r: r.identity.act),
-        ("groups", STRINGS, lambda r: r.identity.groups),
-        ("run_id", "String", lambda r: r.identity.run_id),
-        ("lease_id", "String", lambda r: r.identity.lease_id),
-        ("method", "String", lambda r: r.identity.method),
-        ("token_sha256", "String", lambda r: r.identity.token_sha256),
-        ("coverage", "String", lambda r: str(r.coverage)),
-        ("client_bytes", "UInt64", lambda r: r.client_bytes),
-        ("server_bytes", "UInt64", lambda r: r.server_bytes),
-        ("client_packets", "UInt64", lambda r: r.client_packets),
-        ("server_packets", "UInt64", lambda r: r.server_packets),
-        ("messages", "UInt64", lambda r: r.messages),
-        ("findings", STRINGS, lambda r: r.findings),
-        ("lane", "String", lambda r: r.lane),
-        ("attrs", "String", lambda r: json_text(r.attrs)),
-        ("fields", FIELDS, lambda r: searchable(r.attrs)),
+        ("session_id", "UUID", _of("session_id")),
+        ("seq", "UInt32", _of("seq")),
+        ("started", NS, _of("started_ns")),
+        ("ended", NS, _of("ended_ns")),
+        ("ending", "String", _of("ending")),
+        ("node", "String", _of("node")),
+        ("source", "String", _of("source")),
+        ("client_address", "String", _of("client_address")),
+        ("client_port", "UInt16", _of("client_port")),
+        ("server_address", "String", _of("server_address")),
+        ("server_port", "UInt16", _of("server_port")),
+        ("transport", "String", _of("transport")),
+        ("protocol", "String", _of("protocol")),
+        ("issuer", "String", _of("identity.issuer")),
+        ("subject", "String", _of("identity.subject")),
+        ("client", "String", _of("identity.client")),
+        ("act", STRINGS, _of("identity.act")),
+        ("groups", STRINGS, _of("identity.groups")),
+        ("run_id", "String", _of("identity.run_id")),
+        ("lease_id", "String", _of("identity.lease_id")),
+        ("method", "String", _of("identity.method")),
+        ("token_sha256", "String", _of("identity.token_sha256")),
+        ("coverage", "String", _of("coverage")),
+        ("client_bytes", "UInt64", _of("client_bytes")),
+        ("server_bytes", "UInt64", _of("server_bytes")),
+        ("client_packets", "UInt64", _of("client_packets")),
+        ("server_packets", "UInt64", _of("server_packets")),
+        ("messages", "UInt64", _of("messages")),
+        ("findings", STRINGS, _of("findings")),
+        ("lane", "String", _of("lane")),
+        ("attrs", "String", _json("attrs")),
+        ("fields", FIELDS, _fields("attrs")),
     ),
 )
 MESSAGES = Table(
     "messages",
     (
-        ("session_id", "UUID", lambda r: r.session_id),
-        ("seq", "UInt32", lambda r: r.seq),
-        ("started", NS, lambda r: _ns(r.started_ns)),
-        ("ts", NS, lambda r: _ns(r.message.ts_ns)),
-        ("end_ts", NS, lambda r: _ns(r.message.end_ns or r.message.ts_ns)),
-        ("direction", "String", lambda r: str(r.message.direction)),
-        ("kind", "String", lambda r: r.message.kind),
-        ("protocol", "String", lambda r: r.protocol),
-        ("start", "UInt64", lambda r: r.message.start),
-        ("end", "UInt64", lambda r: r.message.end),
-        ("search_text", "String", lambda r: r.message.text),
-        ("attrs", "String", lambda r: json_text(r.message.attrs)),
-        ("fields", FIELDS, lambda r: searchable(r.message.attrs)),
-        ("reply_to", "Nullable(UInt64)", lambda r: r.message.reply_to),
-        ("flags", STRINGS, lambda r: r.message.flags),
+        ("session_id", "UUID", _of("session_id")),
+        ("seq", "UInt32", _of("seq")),
+        ("started", NS, _of("started_ns")),
+        ("ts", NS, _of("message.ts_ns")),
+        ("end_ts", NS, _ends),
+        ("direction", "String", _of("message.direction")),
+        ("kind", "String", _of("message.kind")),
+        ("protocol", "String", _of("protocol")),
+        ("start", "UInt64", _of("message.start")),
+        ("end", "UInt64", _of("message.end")),
+        ("search_text", "String", _of("message.text")),
+        ("attrs", "String", _json("message.attrs")),
+        ("fields", FIELDS, _fields("message.attrs")),
+        ("reply_to", NULLABLE, _of("message.reply_to")),
+        ("flags", STRINGS, _of("message.flags")),
     ),
 )
 CHUNKS = Table(
     "chunks",
     (
-        ("session_id", "UUID", lambda r: r.session_id),
-        ("seq", "UInt32", lambda r: r.seq),
-        ("started", NS, lambda r: _ns(r.started_ns)),
-        ("direction", "String", lambda r: str(r.direction)),
-        ("offset", "UInt64", lambda r: r.offset),
-        ("size", "UInt32", lambda r: len(r.data)),
-        ("ts", NS, lambda r: _ns(r.ts_ns)),
-        ("copy", "UInt32", lambda r: r.copy),
-        ("redacted", "Array(Tuple(UInt32, UInt32))", lambda r: r.redacted),
-        ("data", "String", lambda r: bytes(r.data)),
+        ("session_id", "UUID", _of("session_id")),
+        ("seq", "UInt32", _of("seq")),
+        ("started", NS, _of("started_ns")),
+        ("direction", "String", _of("direction")),
+        ("offset", "UInt64", _of("offset")),
+        ("size", "UInt32", _sizes),
+        ("ts", NS, _of("ts_ns")),
+        ("copy", "UInt32", _of("copy")),
+        ("redacted", RANGES, _of("redacted")),
+        ("data", "String", _of("data")),
     ),
 )
 FINDINGS = Table(
     "findings",
     (
-        ("session_id", "UUID", lambda r: r.session_id),
-        ("seq", "UInt32", lambda r: r.seq),
-        ("started", NS, lambda r: _ns(r.started_ns)),
-        ("ts", NS, lambda r: _ns(r.ts_ns)),
-        ("kind", "String", lambda r: r.kind),
-        ("direction", "String", lambda r: str(r.direction or "")),
-        ("start", "UInt64", lambda r: r.start),
-        ("end", "UInt64", lambda r: r.end),
-        ("text", "String", lambda r: r.text),
-        ("attrs", "String", lambda r: json_text(r.attrs)),
+        ("session_id", "UUID", _of("session_id")),
+        ("seq", "UInt32", _of("seq")),
+        ("started", NS, _of("started_ns")),
+        ("ts", NS, _of("ts_ns")),
+        ("kind", "String", _of("kind")),
+        ("direction", "String", _directions),
+        ("start", "UInt64", _of("start")),
+        ("end", "UInt64", _of("end")),
+        ("text", "String", _of("text")),
+        ("attrs", "String", _json("attrs")),
     ),
 )
 EVENTS = Table(
     "events",
     (
-        ("stream", "String", lambda r: r.stream),
-        ("position", "UInt64", lambda r: r.position),
-        ("ts", NS, lambda r: _ns(r.ts_ns)),
-        ("kind", "String", lambda r: r.kind),
-        ("address", "String", lambda r: r.address),
-        ("text", "String", lambda r: r.text),
-        ("attrs", "String", lambda r: json_text(r.attrs)),
+        ("stream", "String", _of("stream")),
+        ("position", "UInt64", _of("position")),
+        ("ts", NS, _of("ts_ns")),
+        ("kind", "String", _of("kind")),
+        ("address", "String", _of("address")),
+        ("text", "String", _of("text")),
+        ("attrs", "String", _json("attrs")),
     ),
 )
 AUDIT = Table(
     "audit",
     (
-        ("ts", NS, lambda r: _ns(r.ts_ns)),
-        ("actor", "String", lambda r: r.actor),
-        ("action", "String", lambda r: r.action),
-        ("object", "String", lambda r: r.object),
+        ("ts", NS, _of("ts_ns")),
+        ("actor", "String", _of("actor")),
+        ("action", "String", _of("action")),
+        ("object", "String", _of("object")),
     ),
 )
 TABLES: dict[type, Table] = {
@@ -235,48 +278,12 @@ def weight(row: Row | AuditRow) -> int:
 
 def encode(table: Table, rows: Sequence[Row | AuditRow]) -> Block:
     """All `rows` of one table as one Native block. Raises `MalformedInput` for a value that its column cannot hold."""
-    columns = [[value(row) for row in rows] for _, _, value in table.columns]
     try:
-        body = _native(table, columns)
-    except UnicodeError:
-        body = _native(table, [[_printable(value) for value in column] for column in columns])
-    token = hashlib.sha256(b"%s\0%s" % (table.name.encode(), body)).hexdigest()
-    return Block(table.name, table.names, len(rows), body, token)
-
-
-def _native(table: Table, columns: list[list[Any]]) -> bytes:
-    """One block of ClickHouse's Native format: counts, then name, type and values of each column."""
-    from clickhouse_connect.datatypes.registry import get_from_name
-    from clickhouse_connect.driver.common import write_leb128
-    from clickhouse_connect.driver.exceptions import ClickHouseError
-    from clickhouse_connect.driver.insert import InsertContext
-
-    types = [get_from_name(wire) for _, wire, _ in table.columns]
-    context = InsertContext(table.name, table.names, types)
-    body = bytearray()
-    write_leb128(len(columns), body)
-    write_leb128(len(columns[0]), body)
-    for (name, wire, _), kind, values in zip(table.columns, types, columns, strict=True):
-        for text in (name, wire):
-            write_leb128(len(text), body)
-            body += text.encode("ascii")
-        context.start_column(name)
-        try:
-            kind.write_column(values, body, context)
-        except (ClickHouseError, TypeError, OverflowError, struct.error) as error:
-            raise MalformedInput(
-                f"a value for column {name} of {table.name} is not of type {wire}; the rows are not stored"
-            ) from error
-    return bytes(body)
-
-
-def _printable(value: object) -> object:
-    """Text with lone surrogates cannot be stored; they become question marks. Bytes stay as they are."""
-    match value:
-        case str():
-            return value.encode("utf-8", "replace").decode()
-        case dict():
-            return {_printable(key): _printable(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_printable(item) for item in value]
-    return value
+        body = native.block(table.columns, rows)
+    except native.Misfit as error:
+        raise MalformedInput(
+            f"a value for column {error.column} of {table.name} is not of type {error.wire}; the rows are not stored"
+        ) from error
+    digest = hashlib.sha256(b"%s\0" % table.name.encode())
+    digest.update(body)
+    return Block(table.name, table.names, len(rows), body, digest.hexdigest())

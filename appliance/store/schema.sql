@@ -59,7 +59,8 @@ PARTITION BY toYYYYMMDD(started)
 ORDER BY (started, session_id, seq)
 SETTINGS non_replicated_deduplication_window = 10000;
 
--- `fields` holds the scalar attributes as strings, for search; `attrs` holds all of them, exactly, as JSON.
+-- `fields` holds the scalar attributes as strings, for search; `attrs` holds all of them, exactly, as JSON. The granules
+-- are small: a search reads one for each of its results, and those lie anywhere.
 CREATE TABLE IF NOT EXISTS messages
 (
     session_id UUID,
@@ -84,7 +85,7 @@ CREATE TABLE IF NOT EXISTS messages
 ENGINE = MergeTree
 PARTITION BY toYYYYMMDD(started)
 ORDER BY (started, session_id, seq)
-SETTINGS non_replicated_deduplication_window = 10000;
+SETTINGS non_replicated_deduplication_window = 10000, index_granularity = 1024;
 
 -- The bytes. copy 0 is the stream; higher copies are conflicting overlaps that are kept beside it.
 CREATE TABLE IF NOT EXISTS chunks

@@ -40,7 +40,7 @@ def run(settings: Settings) -> None:
     def end(number: int, frame: FrameType | None) -> None:
         ended.set()
 
-    configure(settings.log_level)
+    configure(settings.log_level, "store")
     if settings.store.url:
         raise Refused("store.url names a ClickHouse server; `verbatim store` is for the embedded store only")
     address = loopback(settings.store.listen)
@@ -56,7 +56,7 @@ def run(settings: Settings) -> None:
                 f"store of {settings.data} is in use by process {lock.owner() or 'unknown'}; stop that process first"
             )
     try:
-        _serve(settings.data, address, ended)
+        _serve(settings.data, address, ended, settings.store.max_memory)
     finally:
         lock.release()
 
@@ -74,8 +74,8 @@ def loopback(listen: str) -> tuple[str, int]:
     return str(found), number
 
 
-def _serve(data: Path, address: tuple[str, int], ended: threading.Event) -> None:
-    own = engine.create(data)
+def _serve(data: Path, address: tuple[str, int], ended: threading.Event, memory: int) -> None:
+    own = engine.create(data, memory)
     path = engine.store_path(data)
     schema.check(int(own.run("SELECT max(version) FROM schema_version")), str(path))
     writer, reader = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
@@ -92,7 +92,7 @@ def _serve(data: Path, address: tuple[str, int], ended: threading.Event) -> None
     serving = threading.Thread(target=face.serve_forever, kwargs={"poll_interval": 0.2}, name="store")
     serving.start()
     announce(data, service)
-    log.info("store is up", url=service.url)
+    log.info("store-started", url=service.url)
     started, counted, values = time.monotonic(), -COUNT_SECONDS, {}
     while True:
         now = time.monotonic()
@@ -106,7 +106,7 @@ def _serve(data: Path, address: tuple[str, int], ended: threading.Event) -> None
     serving.join()
     own.close()
     status.withdraw(data, "store")
-    log.info("store has stopped")
+    log.info("store-stopped")
 
 
 def announce(data: Path, service: Service) -> None:

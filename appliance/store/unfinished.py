@@ -6,14 +6,22 @@ from appliance.model import Coverage, Ending, Identity, SessionRow
 from appliance.store.client import Store
 from appliance.store.shapes import SESSION
 
-_OPEN = f"""SELECT {SESSION} FROM
-(SELECT * FROM sessions WHERE node = {{node:String}} AND source = {{source:String}}
+# The names that a node had: those that its journal told of when recording began, and the one that it has now.
+_OURS = """ AND (node = {node:String} OR node IN
+(SELECT JSONExtractString(attrs, 'node') FROM events WHERE stream = {stream:String} AND kind = 'open'))"""
+_OPEN = """SELECT %s FROM
+(SELECT * FROM sessions WHERE source = {source:String}%s
  ORDER BY seq DESC LIMIT 1 BY session_id)
-WHERE ending = 'open' ORDER BY started_ns, session_id"""  # noqa: S608  # parameters only, the columns are ours
+WHERE ending = 'open' ORDER BY started_ns, session_id"""
 
 
-def open_sessions(store: Store, node: str, source: str) -> list[SessionRow]:
-    """The last revision of every session of this node and source that has no end, oldest first."""
+def open_sessions(store: Store, source: str, among: tuple[str, str] | None = None) -> list[SessionRow]:
+    """The last revision of every session of this source that has no end, oldest first.
+
+    `among`: journal stream and node name, in a store that other nodes use too; a node's former names count.
+    """
+    stream, node = among or ("", "")
+    found = store.select(_OPEN % (SESSION, _OURS if among else ""), {"source": source, "stream": stream, "node": node})
     return [
         SessionRow(
             session_id=row["session_id"],
@@ -50,5 +58,5 @@ def open_sessions(store: Store, node: str, source: str) -> list[SessionRow]:
             lane=row["lane"],
             attrs=json.loads(row["attrs"]),
         )
-        for row in store.select(_OPEN, {"node": node, "source": source})
+        for row in found
     ]

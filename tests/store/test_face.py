@@ -277,3 +277,50 @@ def test_every_table_takes_its_rows_over_the_wire(served: Settings) -> None:
         for table in rows.BY_NAME:
             described = store.select(f"DESCRIBE TABLE {table}")
             assert set(rows.BY_NAME[table].names) <= {row["name"] for row in described}
+
+
+class Sleepy:
+    """A handle that inserts when it is told to."""
+
+    def __init__(self) -> None:
+        self.inserted: list[bytes] = []
+
+    def run(self, sql: str) -> bytes:
+        return b"verbatim\n"
+
+    def insert(self, block: rows.Block) -> int:
+        self.inserted.append(block.body)
+        return 1
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def post(address: Any, body: bytes) -> socket.socket:
+    connection = socket.create_connection(address[:2], 10)
+    head = f"POST /?query=INSERT+INTO+messages+(seq)+FORMAT+Native HTTP/1.1\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(head.encode() + b"Authorization: Bearer w\r\n\r\n" + body)
+    return connection
+
+
+def test_what_a_dead_client_left_behind_is_not_inserted() -> None:
+    """Its successor asks what is there, and sends the rest in other batches: a late insert would double rows."""
+    handle = Sleepy()
+    face = Face(("127.0.0.1", 0), {"writer": "w", "reader": "r"}, lambda: cast(Handle, handle))
+    post(face.server_address, b"from one that died").close()
+    alive = post(face.server_address, b"from one that lives")
+    serving = threading.Thread(target=face.serve_forever, kwargs={"poll_interval": 0.01})
+    serving.start()
+    try:
+        assert alive.recv(1000).startswith(b"HTTP/1.1 200")
+        with alive, face.inserting(alive):
+            asked = threading.Thread(target=face.settled)
+            asked.start()
+            asked.join(0.2)
+            assert asked.is_alive()
+        asked.join(10)
+        assert not asked.is_alive()
+    finally:
+        face.stop(5)
+        serving.join()
+    assert handle.inserted == [b"from one that lives"]

@@ -1,13 +1,14 @@
 """The read side, over HTTP and within the process."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from appliance.errors import MalformedInput
-from appliance.model import Coverage, Direction, Ending, Identity
+from appliance.model import Coverage, Direction, Ending, EventRow, Identity
 from appliance.store import query, streams, times, unfinished
 from appliance.store.client import Store
 from appliance.store.query import SessionFilter
@@ -446,4 +447,15 @@ def test_what_compiles_runs(store: Store, text: str) -> None:
 def test_sessions_stored_as_open_can_be_closed(store: Store) -> None:
     store.insert([samples.session(520, 0, source="left"), samples.session(521, 0, source="left")])
     store.insert([samples.session(521, 1, source="left")])
-    assert unfinished.open_sessions(store, "gateway", "left") == [samples.session(520, 0, source="left")]
+    assert unfinished.open_sessions(store, "left") == [samples.session(520, 0, source="left")]
+
+
+def test_a_node_that_was_renamed_closes_what_it_had_open(store: Store) -> None:
+    """Its journal says which names it had; those of other nodes in the same store are none of its business."""
+    for number, node in ((530, "old"), (531, "new"), (532, "other")):
+        store.insert([replace(samples.session(number, 0, source="renamed"), node=node)])
+    for stream, position, node in (("mine", 1, "old"), ("theirs", 1, "other")):
+        store.insert([EventRow(stream, position, 0, "open", "", "", {"node": node})])
+    found = unfinished.open_sessions(store, "renamed", ("mine", "new"))
+    assert [row.node for row in found] == ["old", "new"]
+    assert [row.node for row in unfinished.open_sessions(store, "renamed")] == ["old", "new", "other"]

@@ -94,3 +94,33 @@ def test_what_is_no_address_is_malformed(listen: str) -> None:
 def test_it_is_not_for_a_server(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"store\.url names a ClickHouse server"):
         service.run(Settings(data=tmp_path, store=StoreSettings(url="http://u:p@host/db")))
+
+
+def test_a_search_that_needs_too_much_memory_is_refused_and_the_store_goes_on(served: Settings) -> None:
+    with open_store(served, "writer") as store:
+        store.insert([samples.message(900, seq, "word " * 200_000) for seq in range(16)])
+        greedy = ", ".join(["search_text"] * 64)
+        mine = {"id": str(samples.number(900))}
+        with pytest.raises(Refused, match="exceeds the store's limits; narrow"):
+            store.select(
+                f"SELECT length(groupArray(concat({greedy}))) AS n FROM messages WHERE session_id = {{id:UUID}}", mine
+            )
+        found = store.select("SELECT count() AS n FROM messages WHERE session_id = {id:UUID}", mine)
+    assert found[0]["n"] == 16
+
+
+def test_the_engines_memory_is_bounded_as_configured(tmp_path: Path) -> None:
+    """Asked in a process of its own: what an engine's first handle says holds for the whole process."""
+    script = (
+        "import sys; from pathlib import Path; from appliance.store import engine\n"
+        "handle = engine.create(Path(sys.argv[1]), 600 * 2**20)\n"
+        "names = ', '.join(repr(name) for name in ('max_server_memory_usage', *engine.CACHES))\n"
+        "print(handle.run(f'SELECT name, value FROM system.server_settings WHERE name IN ({names})').decode())\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    found = dict(line.split("\t") for line in said.split("\n") if line)
+    assert found == {"max_server_memory_usage": str(600 * 2**20)} | {
+        name: str(size) for name, size in engine.CACHES.items()
+    }

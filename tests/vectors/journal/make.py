@@ -160,7 +160,7 @@ CASES = {
     "missing_first_segment": Case(missing_first_segment, "segment 1 is gone and was never released"),
     "stale_recycled": Case(stale_recycled, "frames of the file's former life lie behind the last one and are not read"),
     "replayed_frame": Case(replayed_frame, "frame 1 was copied over frame 2: authentic, but not frame 2"),
-    "wrong_version": Case(wrong_version, "a segment of format version 2"),
+    "wrong_version": Case(wrong_version, "a segment of format version 2 in a stream of version 1: a damaged header"),
     "wrong_version_stream": Case(wrong_version_stream, "a stream of format version 2"),
     "wrong_key": Case(wrong_key, "sealed with another key"),
 }
