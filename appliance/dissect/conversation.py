@@ -12,12 +12,15 @@ A detector that is undecided holds back those after it, so the verdict does not 
 segments. What arrived before the verdict is replayed in order of arrival, with its own times.
 """
 
+from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any, Final, Literal
+
+import msgspec
 
 from appliance.dissect import Dissector, Match, Output
 from appliance.dissect.dns import Dns, DnsTcp
+from appliance.dissect.echo import Echo
 from appliance.dissect.http1 import Http1
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.raw import Raw, RawDatagrams
@@ -26,6 +29,7 @@ from appliance.model import Direction, Message, Redaction
 
 STREAM: Final[tuple[type[Dissector], ...]] = (Tls, Postgres, Http1, DnsTcp, Raw)
 DATAGRAM: Final[tuple[type[Dissector], ...]] = (Dns, RawDatagrams)
+REGISTRIES: Final[dict[str, tuple[type[Dissector], ...]]] = {"tcp": STREAM, "icmp": (Echo, RawDatagrams)}
 
 MAX_PREFIX = 4096  # bytes of one direction on which every detector must have decided
 MAX_PENDING = 4 * MAX_PREFIX  # bytes of both directions that wait for a verdict
@@ -52,7 +56,7 @@ class Conversation:
         registry: tuple[type[Dissector], ...] | None = None,
     ) -> None:
         self._datagrams = transport != "tcp"
-        self._registry = registry or (DATAGRAM if self._datagrams else STREAM)
+        self._registry = registry or REGISTRIES.get(transport, DATAGRAM)
         self._max_text = max_text
         self._received = {Direction.CLIENT: client_offset, Direction.SERVER: server_offset}
         self._last_ns = {Direction.CLIENT: 0, Direction.SERVER: 0}
@@ -61,15 +65,31 @@ class Conversation:
         self._chain: list[tuple[str, int, int]] = []  # name and first offsets of every dissector so far
         self._past_attrs: dict[str, Any] = {}
         self._ended: set[Direction] = set()
+        self._was_opaque = False
+        self.protocol = ""  # the last one that was recognised; `raw` if none was; "" while undecided
         self._start_detection()
 
     # -- what is known of the session ------------------------------------------------------------------------------
 
     @property
-    def protocol(self) -> str:
-        """The last protocol that was recognised; `raw` if none was; "" while undecided."""
-        names = [name for name, _, _ in self._chain]
-        return next((name for name in reversed(names) if name != "raw"), names[-1] if names else "")
+    def held(self) -> int:
+        """Bytes in memory, roughly: of what waits for a verdict, or in the dissector."""
+        return self._pending_bytes + 128 * len(self._pending) + int(getattr(self._dissector, "held", 0))
+
+    def shed(self) -> Output:
+        """Memory is short: give up what is kept for text and context only. Bytes and redactions are not touched."""
+        try:
+            return self._cut_all(getattr(self._dissector, "shed", list)())
+        except Exception:  # a bug; the next receive() will say so
+            return []
+
+    def retire(self) -> None:
+        """Nothing more will come: only what is known of the session is kept."""
+        if self._dissector is not None:
+            self._was_opaque = self._dissector.opaque
+            self._retire(self._dissector)
+            self._dissector = None
+        self._start_detection()
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -83,7 +103,7 @@ class Conversation:
 
     @property
     def opaque(self) -> bool:
-        return self._dissector is not None and self._dissector.opaque
+        return self._was_opaque if self._dissector is None else self._dissector.opaque
 
     def protocol_of(self, message: Message) -> str:
         """The dissector that `message` came from: a session with successors has messages of several."""
@@ -104,7 +124,13 @@ class Conversation:
     # -- input -----------------------------------------------------------------------------------------------------
 
     def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
-        return self._take(("data", direction, data, len(data), ts_ns)) if data else []
+        if self._dissector is None or not data:
+            return self._take(("data", direction, data, len(data), ts_ns)) if data else []
+        event: _Event = ("data", direction, data, len(data), ts_ns)
+        out = self._dissect(event)
+        if self._dissector.successor is not None:
+            out += self._follow(reversed(self._hand_over(self._dissector, event)))
+        return self._cut_all(out)
 
     def gap(self, direction: Direction, length: int, ts_ns: int) -> Output:
         return self._take(("gap", direction, b"", length, ts_ns)) if length > 0 else []
@@ -115,8 +141,11 @@ class Conversation:
         return self._take(("close", direction, b"", 0, ts_ns))
 
     def _take(self, event: _Event) -> Output:
+        return self._cut_all(self._follow((event,)))
+
+    def _follow(self, events: Iterable[_Event]) -> Output:
         out: Output = []
-        todo = [event]  # a stack: what a dissector leaves to its successor comes before anything else
+        todo = [*events]  # a stack: what a dissector leaves to its successor comes before anything else
         while todo:
             event = todo.pop()
             ready = [event] if self._dissector is not None else self._detect(event)
@@ -126,7 +155,13 @@ class Conversation:
                     left = self._hand_over(self._dissector, one)
                     todo += reversed(left + ready[number + 1 :])
                     break
-        return out if self._max_text is None else [self._cut(item, self._max_text) for item in out]
+        return out
+
+    def _cut_all(self, out: Output) -> Output:
+        limit = self._max_text
+        if limit is None or all(len(item.text) <= limit for item in out if isinstance(item, Message)):
+            return out
+        return [self._cut(item, limit) for item in out]
 
     # -- detecting -------------------------------------------------------------------------------------------------
 
@@ -145,7 +180,7 @@ class Conversation:
         elif what == "data":
             self._pending_bytes += length
             if direction not in self._frozen:
-                self._prefix[direction] += data
+                self._prefix[direction] = (self._prefix[direction] + data)[:MAX_PREFIX]
                 if self._datagrams:
                     self._frozen.add(direction)
         elif what == "gap" and self._prefix[direction]:
@@ -162,7 +197,8 @@ class Conversation:
             max(map(len, self._prefix.values())) >= MAX_PREFIX
             or self._pending_bytes >= MAX_PENDING
             or len(self._pending) >= MAX_PENDING_EVENTS
-            or bool(self._ended)
+            or any(prefix and direction in self._ended for direction, prefix in self._prefix.items())
+            or len(self._ended) == len(self._prefix)
         )
 
     def _verdict(self, final: bool) -> type[Dissector] | None:
@@ -181,11 +217,16 @@ class Conversation:
     def _begin(self, chosen: type[Dissector]) -> list[_Event]:
         client, server = self._base[Direction.CLIENT], self._base[Direction.SERVER]
         self._dissector = chosen(client, server)
-        self._chain.append((chosen.protocol, client, server))
+        self._enter(chosen.protocol, client, server)
         self._received = dict(self._base)
         pending = self._pending
         self._start_detection()
         return pending
+
+    def _enter(self, name: str, client: int, server: int) -> None:
+        self._chain.append((name, client, server))
+        if name != "raw" or not self.protocol:
+            self.protocol = name
 
     # -- dissecting ------------------------------------------------------------------------------------------------
 
@@ -217,7 +258,7 @@ class Conversation:
         self._base = dict(self._received)
         raw = self._registry[-1](self._base[Direction.CLIENT], self._base[Direction.SERVER])
         self._dissector = raw
-        self._chain.append((raw.protocol, self._base[Direction.CLIENT], self._base[Direction.SERVER]))
+        self._enter(raw.protocol, self._base[Direction.CLIENT], self._base[Direction.SERVER])
         self._received[direction] += length
         attrs = {"dissector": broken.protocol, "exception": type(bug).__name__}
         said = Message(
@@ -263,5 +304,5 @@ class Conversation:
     def _cut(item: Message | Redaction, limit: int) -> Message | Redaction:
         if isinstance(item, Message) and len(item.text) > limit:
             flags = item.flags if "truncated" in item.flags else (*item.flags, "truncated")
-            return replace(item, text=item.text[:limit], flags=flags)
+            return msgspec.structs.replace(item, text=item.text[:limit], flags=flags)
         return item

@@ -1,13 +1,13 @@
 """DNS over UDP and TCP (RFC 1035; AAAA RFC 3596, SRV RFC 2782, EDNS RFC 6891, SVCB and HTTPS RFC 9460).
 
 Emits `query` and `response`, by the QR bit, each with attributes id, opcode, rcode, flags, questions, answers,
-authority, additional and, where there is one, edns; a response answers the last query of the same id. Text: one line a
-question or record. Flags: `malformed`, its records do not fit (what could be read is there; kind `malformed`: not even
-the header); `truncated`, by its sender (TC), by the end or a gap of the stream, or at `MAX_TEXT`.
+authority, additional, sizes and, where there is one, edns; a response answers the last query of the same id. Text: one
+line a question or record. Flags: `malformed`, its records do not fit (what could be read is there; kind `malformed`:
+not even the header); `truncated`, by its sender (TC), by the end or a gap of the stream, or at `MAX_TEXT`.
 
 `Dns` is given one datagram at a time. `DnsTcp` reads messages behind a length of two bytes; after a gap that did not
 end inside a message it takes the next bytes for a message's start if they can be one; if not, it reads no further
-(`undissected`). Nothing is redacted.
+(`undissected`). Nothing is redacted. How much was said in names and records, see `dns_volume.py`.
 """
 
 import struct
@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from appliance.dissect import Match, Output
 from appliance.dissect.dns_records import Reader, record_class, record_type
+from appliance.dissect.dns_volume import Lookups, is_free, sizes_of
 from appliance.errors import MalformedInput
 from appliance.model import Direction, Message
 
@@ -79,6 +80,7 @@ def parse(data: bytes) -> Parsed:
     lines: list[str] = []
     flags = ["truncated"] if bits & 0x0200 else []
     room = MAX_TEXT
+    volume = [0, 0]  # bytes of records, and of those that hold anything
     try:
         for _ in range(counts[0]):
             questions.append(reader.question())
@@ -87,7 +89,7 @@ def parse(data: bytes) -> Parsed:
                 break
         for section, count in zip(_SECTIONS, counts[1:], strict=True):
             for _ in range(count):
-                room -= _record(reader, code, section, attrs)
+                room -= _record(reader, code, section, attrs, volume)
                 if room < 0:
                     break
         if room < 0:
@@ -98,6 +100,7 @@ def parse(data: bytes) -> Parsed:
         flags.append("malformed")
     if reader.undecoded:
         flags.append("undecoded")
+    attrs["sizes"] = sizes_of(questions, *volume)
     lines += [f"{one['name']} {one['class']} {one['type']}" for one in questions]
     for section in _SECTIONS:
         lines += [f"{one['name']} {one['ttl']} {one['type']} {one['data']}" for one in attrs[section]]
@@ -106,9 +109,12 @@ def parse(data: bytes) -> Parsed:
     return Parsed(number, bool(bits & _RESPONSE), "\n".join(lines), attrs, tuple(flags), reader.at)
 
 
-def _record(reader: Reader, code: int, section: str, attrs: dict[str, Any]) -> int:
-    """Add the next record to `attrs`; returns the characters it has."""
+def _record(reader: Reader, code: int, section: str, attrs: dict[str, Any], volume: list[int]) -> int:
+    """Add the next record to `attrs` and its size to `volume`; returns the characters it has."""
     record = reader.record()
+    volume[0] += record.end - record.at
+    if is_free(record_type(record.kind)):
+        volume[1] += record.end - record.at
     if record.kind == _OPT and section == "additional" and "edns" not in attrs:
         extended = code | record.ttl >> 24 << 4
         attrs["rcode"] = _RCODES.get(extended, str(extended))
@@ -162,9 +168,13 @@ class Dns:
     successor: str | None = None
 
     def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
-        self.attrs: dict[str, Any] = {}
+        self._lookups = Lookups()
         self._received = {Direction.CLIENT: client_offset, Direction.SERVER: server_offset}
         self._queries: dict[tuple[Direction, int], int] = {}  # who asked, id: start of the query
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self._lookups.to_attrs()
 
     @staticmethod
     def detect(client: bytes, server: bytes) -> Match:
@@ -194,6 +204,7 @@ class Dns:
             parsed = parse(data)
         except MalformedInput:
             return Message(direction, "malformed", ts_ns, start, end, flags=flags or ("malformed",), end_ns=end_ns)
+        self._lookups.add(parsed.response, len(data), parsed.attrs)
         reply_to = None
         if parsed.response:
             reply_to = self._queries.get((direction.other, parsed.number))
@@ -239,6 +250,8 @@ class DnsTcp(Dns):
             out += self._passed(direction, passed, offset, ts_ns)
             data = data[passed:]
             offset += passed
+            if not data:
+                return out
         if not stream.buffer:
             stream.ts_ns = ts_ns
         base = offset - len(stream.buffer)
@@ -248,7 +261,7 @@ class DnsTcp(Dns):
         ready = bytes(stream.buffer)
         if stream.unsure and not _resumes(ready):
             self._streams[direction] = _Stream(ignored=True)
-            end = base + len(ready)
+            end = base + stream.need  # what was looked at, however much came with it
             return [*out, Message(direction, "undissected", ts_ns, base, end, flags=("undecoded",))]
         stream.unsure = False
         at = 0

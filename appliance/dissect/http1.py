@@ -46,6 +46,7 @@ from appliance.dissect.http_lost import Lost, last_line, mask_fields
 from appliance.dissect.http_message import Open, Pair
 from appliance.dissect.http_secrets import opens_secret_field
 from appliance.dissect.http_side import BODY, Side, State
+from appliance.dissect.http_whole import request, response
 from appliance.dissect.raw import printable
 from appliance.model import Direction, Message
 
@@ -82,6 +83,8 @@ class Http1:
             out += lost.pause(ts_ns)
         if not side.buffer:
             side.buffer_ns = ts_ns
+            if side.state is State.HEAD and not out and self._whole(direction, data, ts_ns, out):
+                return out
             if side.state in BODY and self.successor is None:
                 taken = self._body(direction, data, side.received - len(data), out)
                 if taken == len(data):
@@ -130,6 +133,19 @@ class Http1:
     def rest(self, direction: Direction) -> bytes:
         return bytes(self._sides[direction].buffer)
 
+    @property
+    def held(self) -> int:
+        messages = (side.message for side in self._sides.values() if side.message is not None)
+        buffers = sum(len(side.buffer) for side in self._sides.values())
+        return buffers + 128 * len(self._pairs) + sum(message.held for message in messages)
+
+    def shed(self) -> Output:
+        """Bodies are not read for text any more; what may be a credential is still looked for."""
+        for side in self._sides.values():
+            if side.message is not None:
+                side.message.shed()
+        return []
+
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def _advance(self, direction: Direction, out: Output) -> None:
@@ -163,6 +179,41 @@ class Http1:
             self._lose_track(direction)
             return True
         return False
+
+    def _whole(self, direction: Direction, data: bytes, ts_ns: int, out: Output) -> bool:
+        """The short way for a message that is whole in one piece. False: nothing was done."""
+        start = self._sides[direction].received - len(data)
+        if self.successor is not None:
+            return False
+        if direction is Direction.CLIENT:
+            asked = request(data, start, ts_ns)
+            if asked is None:
+                return False
+            message, pair = asked
+            self._asked(pair)
+            first = "user_agent" not in self.attrs
+            about = {"host": message.attrs["host"], "user_agent": _field(message, "user-agent")} if first else {}
+            self._count("requests", about)
+        else:
+            answer = response(data, start, ts_ns, self._pairs[0]) if self._pairs else None
+            if answer is None:
+                return False
+            message = answer
+            self._pairs.popleft().answered = True
+            self._count("responses", {} if "server" in self.attrs else {"server": _field(message, "server")})
+        out.append(message)
+        return True
+
+    def _asked(self, pair: Pair) -> None:
+        if len(self._pairs) >= MAX_PIPELINE:
+            self._pairs.clear()
+        self._pairs.append(pair)
+
+    def _count(self, what: str, about: dict[str, str]) -> None:
+        """One message more; `about`: what the session's first one says of itself."""
+        self.attrs[what] += 1
+        for name, value in about.items():
+            self.attrs.setdefault(name, value)
 
     # -- heads -----------------------------------------------------------------------------------------------------
 
@@ -210,13 +261,9 @@ class Http1:
         side = self._sides[Direction.CLIENT]
         upgrade = head.method == "CONNECT" or (bool(head.first("upgrade")) and "upgrade" in head.tokens("connection"))
         pair = Pair(head.method, start, upgrade)
-        if len(self._pairs) >= MAX_PIPELINE:
-            self._pairs.clear()
-        self._pairs.append(pair)
+        self._asked(pair)
         framing = request_framing(head)
-        self.attrs["requests"] += 1
-        self.attrs.setdefault("host", head.first("host"))
-        self.attrs.setdefault("user_agent", head.first("user-agent"))
+        self._count("requests", {"host": head.first("host"), "user_agent": head.first("user-agent")})
         side.message = Open(Direction.CLIENT, head, shown, start, side.buffer_ns, pair)
         self._expect(Direction.CLIENT, framing, out)
 
@@ -231,8 +278,7 @@ class Http1:
         if pair is not None:
             self._pairs.popleft()
             pair.answered = True
-        self.attrs["responses"] += 1
-        self.attrs.setdefault("server", head.first("server"))
+        self._count("responses", {"server": head.first("server")})
         side.message = message
         granted = pair is not None and pair.method == "CONNECT" and 200 <= head.status < 300
         if granted or head.status == 101:
@@ -431,6 +477,10 @@ class Http1:
         if found:
             side.state, side.lost = State.HEAD, None
         return found
+
+
+def _field(message: Message, wanted: str) -> str:
+    return next((value for name, value in message.attrs["headers"] if name.lower() == wanted), "")
 
 
 def _show(block: bytes) -> str:

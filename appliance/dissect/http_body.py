@@ -7,6 +7,7 @@ zstd (RFC 8878). What decodes to more than `MAX_DECODED`, or to more than `MAX_R
 import re
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import brotli
 import zstandard
@@ -50,18 +51,29 @@ class Decoded:
 
 def media_type(field: str) -> MediaType:
     """A Content-Type field value (RFC 9110 §8.3)."""
+    return _usual_type(field) if len(field) < 64 else _media_type(field)
+
+
+def _media_type(field: str) -> MediaType:
     name, _, _ = field.partition(";")
     found = {key.lower(): quoted or plain for key, quoted, plain in _PARAMETER.findall(field[:1024])}
     return MediaType(name.strip().lower(), found.get("charset", ""), found.get("boundary", ""))
 
 
+_usual_type = lru_cache(256)(_media_type)
+
+
 def codings(field: str) -> list[str]:
     """The codings of a Content-Encoding field value, in the order they were applied."""
+    if not field:
+        return []
     return [name for part in field.split(",") if (name := part.strip().lower()) not in ("", "identity")]
 
 
 def decode(body: bytes, encodings: list[str], *, whole: bool) -> Decoded:
     """Undo the content codings. `whole` false: the body is a prefix, a short end is expected."""
+    if not encodings and whole and len(body) <= MAX_DECODED:
+        return Decoded(body, ())
     if len(encodings) > MAX_CODINGS:
         return Decoded(b"", ("undecoded",))
     flags: set[str] = set()
@@ -144,9 +156,9 @@ _CODINGS = {
 
 def text_of(data: bytes, kind: MediaType) -> str | None:
     """The content as text, or None if it is binary."""
-    if kind.name.startswith("multipart/") and kind.boundary:
+    if kind.boundary and kind.name.startswith("multipart/"):
         return _multipart(data, kind.boundary)
-    if _TEXTUAL.fullmatch(kind.name):
+    if kind.name == "application/json" or _TEXTUAL.fullmatch(kind.name):
         return _decode_text(data, kind.charset)
     if _BINARY.fullmatch(kind.name):
         return None

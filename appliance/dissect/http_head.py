@@ -19,6 +19,9 @@ _REQUEST = re.compile(rb"(%b{1,64}) ([^\x00-\x20\x7f]+) HTTP/(1\.[0-9])" % _TOKE
 _STATUS = re.compile(rb"HTTP/(1\.[0-9]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
 _NAME = re.compile(rb"%b+" % _TOKEN)
 _NUMBER = re.compile(rb"[0-9]{1,19}")
+USUAL_LENGTH = re.compile(r"[0-9]{1,15}")
+FIELDS = re.compile(rb"(?:%b++:[\t\x20-\x7e]*+\r\n)++\r\n" % _TOKEN)  # nothing odd about any line
+PAIR = re.compile(r"([^:\r]++):([^\r]*+)\r\n")
 START = {  # a start line at the start of a line, to resynchronise at
     Direction.CLIENT: re.compile(rb"^[A-Z][A-Z-]{1,31} [^\x00-\x20\x7f]+ HTTP/1\.[0-9]\r?\n", re.MULTILINE),
     Direction.SERVER: re.compile(rb"^HTTP/1\.[0-9] [1-9][0-9]{2}(?: [^\r\n]*)?\r?\n", re.MULTILINE),
@@ -43,15 +46,17 @@ class Head:
     target: str = ""
     status: int = 0
     reason: str = ""
-    fields: list[tuple[str, str]] = field(default_factory=list)
+    fields: list[list[str]] = field(default_factory=list)  # name and value of each
     flags: set[str] = field(default_factory=set)  # malformed, smuggling
     notes: set[str] = field(default_factory=set)  # bare_lf, obs_fold
+    named: dict[str, list[str]] = field(default_factory=dict)  # values of `fields` by name in lower case
 
     def values(self, name: str) -> list[str]:
-        return [value for key, value in self.fields if key.lower() == name]
+        return self.named.get(name, [])
 
     def first(self, name: str) -> str:
-        return next((value for key, value in self.fields if key.lower() == name), "")
+        found = self.named.get(name)
+        return found[0] if found else ""
 
     def tokens(self, name: str) -> list[str]:
         """The members of a list field, in lower case."""
@@ -100,7 +105,7 @@ def text_of(data: bytes) -> str:
 
 def is_start_line(line: bytes, direction: Direction) -> bool:
     pattern = _REQUEST if direction is Direction.CLIENT else _STATUS
-    return pattern.fullmatch(line.rstrip(b"\r\n")) is not None
+    return pattern.fullmatch(line.removesuffix(b"\n").removesuffix(b"\r")) is not None
 
 
 def parse_head(block: bytes, direction: Direction) -> Head | None:
@@ -127,6 +132,15 @@ def parse_head(block: bytes, direction: Direction) -> Head | None:
 
 def parse_fields(block: bytes, head: Head) -> None:
     """Field lines up to the empty line, appended to `head.fields`."""
+    if FIELDS.fullmatch(block):
+        head.fields += [[name, value.strip(" \t")] for name, value in PAIR.findall(block.decode("ascii"))]
+    else:
+        _parse_lines(block, head)
+    for name, value in head.fields:
+        head.named.setdefault(name.lower(), []).append(value)
+
+
+def _parse_lines(block: bytes, head: Head) -> None:
     lines = block.split(b"\n")
     for number, raw in enumerate(lines):
         line = raw.removesuffix(b"\r")
@@ -140,7 +154,7 @@ def parse_fields(block: bytes, head: Head) -> None:
             head.notes.add("obs_fold")
             if head.fields:
                 name, value = head.fields[-1]
-                head.fields[-1] = (name, f"{value} {text_of(line.strip())}".strip())
+                head.fields[-1] = [name, f"{value} {text_of(line.strip())}".strip()]
             continue
         key, colon, value_bytes = line.partition(b":")
         if not colon or not _NAME.fullmatch(key):
@@ -149,7 +163,7 @@ def parse_fields(block: bytes, head: Head) -> None:
                 head.flags.add("smuggling")
             if not colon:
                 continue
-        head.fields.append((text_of(key.strip()), text_of(value_bytes.strip(b" \t"))))
+        head.fields.append([text_of(key.strip()), text_of(value_bytes.strip(b" \t"))])
 
 
 def request_framing(head: Head) -> Framing:
@@ -157,7 +171,9 @@ def request_framing(head: Head) -> Framing:
     framing = _framing(head)
     if framing is None:
         return NOTHING
-    if framing == Framing():  # a transfer coding that does not end in chunked
+    if (
+        framing.length is None and not framing.chunked and not framing.broken
+    ):  # a transfer coding that does not end in chunked
         head.flags.update(("malformed", "smuggling"))
         return Framing(broken=True)
     return framing
@@ -175,7 +191,10 @@ def response_framing(head: Head, method: str) -> Framing:
 
 def _framing(head: Head) -> Framing | None:
     """None: neither field. A transfer coding wins over a length."""
-    lengths = [part.strip() for value in head.values("content-length") for part in value.split(",")]
+    given = head.values("content-length")
+    if len(given) == 1 and "transfer-encoding" not in head.named and USUAL_LENGTH.fullmatch(given[0]):
+        return Framing(length=int(given[0]))
+    lengths = [part.strip() for value in given for part in value.split(",")]
     codings = head.tokens("transfer-encoding")
     if codings:
         if lengths or head.version == "1.0" or codings.count("chunked") != 1 or len(codings) > 4:

@@ -88,7 +88,7 @@ class Lost:
             return 0
         block = bytes(buffer[:length])
         if self._secret:
-            hidden = len(block.rstrip(b"\r\n"))
+            hidden = len(block.removesuffix(b"\n"))  # a carriage return may be cut from its line feed
             if hidden:
                 out.append(Redaction(self._direction, offset, offset + hidden, "authorization"))
             block = b"*" * hidden + block[hidden:]

@@ -6,6 +6,7 @@ past `MAX_CREDENTIAL_BODY`, so that its redactions come before anything of it is
 """
 
 import hashlib
+import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -22,6 +23,7 @@ MAX_CREDENTIAL_BODY: Final = 1 << 16
 MAX_EVENT: Final = 1 << 16  # bytes of one server-sent event
 FORM: Final = "application/x-www-form-urlencoded"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_EVENT_END: Final = re.compile(b"|".join(_EVENT_ENDS))
 
 
 class Spans:
@@ -31,6 +33,11 @@ class Spans:
         self.length = 0
         self._places: list[int] = []
         self._offsets: list[int] = []
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory, roughly."""
+        return 64 * len(self._places)
 
     def add(self, offset: int, length: int) -> None:
         if not self._places or offset != self._offsets[-1] + self.length - self._places[-1]:
@@ -90,11 +97,12 @@ class Open:
         self.notes = set(head.notes)
         self.kind = media_type(head.first("content-type"))
         self.encodings = codings(",".join(head.values("content-encoding")))
-        self.encodings += [name for name in head.tokens("transfer-encoding") if name not in ("chunked", "identity")]
+        if "transfer-encoding" in head.named:
+            self.encodings += [one for one in head.tokens("transfer-encoding") if one not in ("chunked", "identity")]
         self.body_bytes = 0
         self.kept = bytearray()
         self.frozen = False  # nothing more is kept: a gap, or credentials
-        self.trailers: list[tuple[str, str]] = []
+        self.trailers: list[list[str]] = []
         self.held_from: int | None = None
         self.redact_rest = False
         self._spans = Spans()
@@ -131,6 +139,18 @@ class Open:
             self._spans.add(offset, length)
             if self._spans.length > MAX_CREDENTIAL_BODY:
                 self.release(out, "overflow")
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory, roughly."""
+        waiting = len(self._events.data) if self._events is not None else 0
+        return len(self.kept) + 2 * len(self.shown) + waiting + self._spans.held
+
+    def shed(self) -> None:
+        """Memory is short: the body is not read for text."""
+        if self.kept and self.held_from is None:
+            self.kept, self.frozen = bytearray(), True
+            self.flags.add("truncated")
 
     def lose(self, length: int, out: Output, ts_ns: int) -> None:
         """`length` bytes of the body were not recorded."""
@@ -212,11 +232,15 @@ class Open:
         events = self._events
         assert events is not None  # the caller checked
         ranges = events.spans.ranges(0, end)
+        events.count += sum(bool(block.strip()) for block in _EVENT_END.split(events.data[:end]))
         text = events.data[:end].decode("utf-8", "replace").replace("\r\n", "\n").strip("\n")
         attrs = {"content_type": self.kind.name}
         reply = self.pair.start if self.pair is not None else None
         first, last = ranges[0][0], ranges[-1][1]
-        out.append(Message(self.direction, "event", events.ts_ns, first, last, text, attrs, reply, flags, end_ns=ts_ns))
+        if text.strip():  # blank lines alone are no event
+            out.append(
+                Message(self.direction, "event", events.ts_ns, first, last, text, attrs, reply, flags, end_ns=ts_ns)
+            )
         rest = Spans()
         for start, stop in events.spans.ranges(end, events.spans.length):
             rest.add(start, stop - start)
@@ -224,7 +248,6 @@ class Open:
         del events.data[:end]
         events.scanned = len(events.data)
         events.ts_ns = ts_ns
-        events.count += 1
 
     # -- at the end ------------------------------------------------------------------------------------------------
 
@@ -267,12 +290,12 @@ class Open:
             else {"status": head.status, "reason": head.reason}
         )
         attrs["version"] = head.version
-        attrs["headers"] = [list(pair) for pair in head.fields[:MAX_FIELDS]]
+        attrs["headers"] = head.fields[:MAX_FIELDS]
         attrs["content_type"] = self.kind.name
         attrs["encoding"] = ", ".join(self.encodings)
         attrs["body_bytes"] = self.body_bytes
         if self.trailers:
-            attrs["trailers"] = [list(pair) for pair in self.trailers[:MAX_FIELDS]]
+            attrs["trailers"] = self.trailers[:MAX_FIELDS]
         if len(head.fields) > MAX_FIELDS or len(self.trailers) > MAX_FIELDS:
             self.flags.add("truncated")
         for note in sorted(self.notes):

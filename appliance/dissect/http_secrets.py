@@ -57,10 +57,10 @@ def field_secrets(block: bytes) -> list[Range]:
             if value is None:
                 continue
             start, end = line.start() + value.start(), line.start() + value.end()
-            gap = re.search(rb"[ \t]+", block[start:end]) if scheme else None
+            schemed = scheme and line.start() == field.start(2)  # not on a folded line: it may come by itself
+            gap = re.search(rb"[ \t]+", block[start:end]) if schemed else None
             if gap is not None:
                 start += gap.end()
-            scheme = False
             found.append((start, end, "authorization" if name.endswith(b"authorization") else "api-key"))
     return found
 
@@ -85,12 +85,10 @@ def stray_secrets(block: bytes) -> list[Range]:
     Bodies are looked at line by line: what one line says must not depend on how many came together.
     """
     found = field_secrets(block)
-    answers = b'_token"' in block
-    requests = b"grant_type=" in block or b"client_secret=" in block
-    for line in _LINE.finditer(block) if answers or requests else ():
+    for line in _LINE.finditer(block) if b'"' in block or b"=" in block else ():
         text = line.group()
-        inside = [one for one in json_secrets(text) if one[2] in _TOKENS] if answers else []
-        inside += (form_secrets(text, certain=False) or []) if requests else []
+        inside = [one for one in json_secrets(text) if one[2] in _TOKENS] if b'"' in text else []
+        inside += (form_secrets(text, certain=False) or []) if b"=" in text else []
         found += [(line.start() + start, line.start() + end, what) for start, end, what in inside]
     return found
 

@@ -56,6 +56,7 @@ class Postgres:
         self.successor: str | None = None
         self._asked: str | None = None  # encryption that the client asked for and the server did not answer yet
         self._request: int | None = None  # start of that message
+        self._answering = False  # the client is read on behind an answer: what the server sent behind that is the next
         self._shared = Shared()
         self._halves = {
             Direction.CLIENT: Half(client_offset, Mode.STARTUP, CLIENT_TYPES, {0x70: HEADER}),
@@ -113,6 +114,19 @@ class Postgres:
         """Bytes for the successor."""
         return self._halves[direction].rest()
 
+    @property
+    def held(self) -> int:
+        shared = self._shared
+        named = shared.statements.weight + shared.portals.weight
+        return sum(half.held for half in self._halves.values()) + 2 * named + shared.requests.held + self._server.held
+
+    def shed(self) -> Output:
+        """Names are forgotten: what refers to them is `unresolved`. Answers to what waits have no `reply_to`."""
+        self._shared.statements.clear()
+        self._shared.portals.clear()
+        self._shared.requests.lose()
+        return []
+
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def _read(self, direction: Direction) -> Output:
@@ -120,8 +134,9 @@ class Postgres:
         half = self._halves[direction]
         if half.mode is Mode.STARTUP:
             self._read_start(out)
-        elif half.mode is Mode.ANSWER:
-            self._read_answer(out)
+        else:
+            while half.mode is Mode.ANSWER and self.successor is None and self._read_answer(out):
+                pass
         if self.successor is None and half.mode is not Mode.STARTUP and half.mode is not Mode.ANSWER:
             for frame in half.typed():
                 self._take(direction, frame, out)
@@ -143,11 +158,12 @@ class Postgres:
                 return
             self._take(Direction.CLIENT, frame, out)
 
-    def _read_answer(self, out: Output) -> None:
+    def _read_answer(self, out: Output) -> bool:
+        """Take the answer to a request for encryption, if it is there."""
         half = self._halves[Direction.SERVER]
         frame = half.answer()
         if frame is None and half.mode is Mode.ANSWER:
-            return
+            return False
         asked, self._asked = self._asked, None
         half.mode = Mode.TYPED
         if frame is not None:
@@ -169,8 +185,11 @@ class Postgres:
             )
             if answer != "N":
                 self._end_clear(asked if fits else None)
-                return
+                return True
+        self._answering = True
         self._read_client(out)
+        self._answering = False
+        return True
 
     def _read_client(self, out: Output) -> None:
         """What the client sent without waiting for the answer."""
@@ -222,7 +241,8 @@ class Postgres:
         if code in (SSL, GSS) and not rest:
             encryption = "tls" if code == SSL else "gss"
             server = self._halves[Direction.SERVER]
-            if server.mode is Mode.TYPED and server.first is None:  # what it sent unasked is no answer
+            asked_before = server.first is None or self._answering  # what it sent unasked is no answer
+            if server.mode is Mode.TYPED and asked_before:
                 self._asked, self._request = encryption, frame.start
                 server.mode = Mode.ANSWER
             out.append(_client_message("negotiate", frame, encryption, {"encryption": encryption}))

@@ -14,11 +14,12 @@ from appliance.dissect import postgres_fields as fields
 from appliance.dissect.postgres_copy import Copy
 from appliance.dissect.postgres_frames import HEADER, Frame
 from appliance.dissect.postgres_requests import Bound, Portal, Request, Shape, Statement, Step
-from appliance.dissect.postgres_session import Shared
+from appliance.dissect.postgres_session import Repeats, Shared
 from appliance.dissect.postgres_types import type_name, value
 from appliance.model import Direction, Message
 
 MAX_REPEATED = 16384  # characters of SQL, and bytes of bind values, that every Execute of them repeats
+MAX_BRIEF = 256  # characters of SQL that every Execute repeats in any case, see `Repeats`
 
 
 class ClientSide:
@@ -27,6 +28,7 @@ class ClientSide:
     def __init__(self, shared: Shared) -> None:
         self.secrets: list[tuple[int, int]] = []  # ranges to redact, for the caller to take
         self._shared = shared
+        self._repeats = Repeats()
         self._bound: Bound | None = None  # a Bind that no message tells of yet
         self._copy: Copy | None = None
 
@@ -123,8 +125,9 @@ class ClientSide:
         flags: tuple[str, ...] = ("unresolved",)
         if bound is not None:
             prepared, flags = bound.prepared, bound.flags
-            sql, parameters = bound.sql[:MAX_REPEATED], bound.parameters
-            if bound.executed and bound.weight > MAX_REPEATED:
+            sql, parameters = self._again(bound, frame.end), bound.parameters
+            known = bound.executed and bound.weight > MAX_BRIEF
+            if known and (bound.weight > MAX_REPEATED or not self._repeats.allow(bound.weight, frame.end)):
                 parameters = []
             if len(sql) < len(bound.sql) or len(parameters) < len(bound.parameters):
                 flags = tuple(dict.fromkeys((*flags, "truncated")))
@@ -140,7 +143,7 @@ class ClientSide:
         bound = self._bound
         assert bound is not None  # the caller checked
         self._bound = None
-        sql = bound.sql[:MAX_REPEATED]
+        sql = self._again(bound, bound.end)
         flags = bound.flags
         if len(sql) < len(bound.sql):
             flags = tuple(dict.fromkeys((*flags, "truncated")))
@@ -151,6 +154,11 @@ class ClientSide:
                 Direction.CLIENT, "bind", bound.ts_ns, bound.start, bound.end, text, attrs, None, flags, bound.end_ns
             )
         )
+
+    def _again(self, bound: Bound, offset: int) -> str:
+        """The statement's SQL, or how it begins, for a message that ends at `offset`."""
+        sql = bound.sql[:MAX_REPEATED]
+        return sql if len(sql) <= MAX_BRIEF or self._repeats.allow(len(sql), offset) else sql[:MAX_BRIEF]
 
     def _describe(self, frame: Frame, out: list[Any]) -> None:
         what, name = self._target(frame)

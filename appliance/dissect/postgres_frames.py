@@ -171,6 +171,11 @@ class Half:
         """The first byte that was not read yet."""
         return self._buffer[0] if self._buffer else None
 
+    @property
+    def held(self) -> int:
+        """Bytes in memory."""
+        return len(self._buffer) + (len(self._head.body) if self._head is not None else 0)
+
     def rest(self) -> bytes:
         """Bytes that came and were not read."""
         return bytes(self._buffer)

@@ -99,6 +99,10 @@ class Names(Generic[Named]):
     def get(self, name: str) -> Named | None:
         return self.items.get(name)
 
+    def clear(self) -> None:
+        self.items.clear()
+        self.weight = 0
+
     def put(self, name: str, item: Named | None) -> Named | None:
         """Define, or with None remove; returns what the name meant before."""
         before = self.items.pop(name, None)
@@ -151,6 +155,11 @@ class Requests:
             return
         self._queue.append(request)
         self._weight += request.weight
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory, roughly."""
+        return self._weight + 256 * len(self._queue)
 
     def head(self) -> Request | None:
         return self._queue[0] if self._queue else None

@@ -1,22 +1,48 @@
 """A result as it arrives: its columns, its rows in batches, their count."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance.dissect.postgres_fields import Column, is_binary
 from appliance.dissect.postgres_frames import Frame
+from appliance.dissect.postgres_session import Repeats
 from appliance.dissect.postgres_types import hexadecimal, text, type_name, value
 from appliance.model import Direction, Message
 
 MAX_ROWS = 100  # of one message
 MAX_ROWS_BYTES = 65536  # of the DataRows of one message; one row may exceed it
+MAX_DESCRIBED = 16384  # characters of column names that every message of a result repeats
+OVERHEAD = 32  # characters of a column's description beside its name
+MAX_BRIEF = 8  # columns that it repeats in any case, see `Repeats`
 NULL = "\\N"  # in a message's text, as in COPY; None in its attributes
 _NONE = 0xFFFFFFFF
 
 
-def describe(columns: list[Column]) -> list[dict[str, str]]:
-    """Columns as a message's attributes have them."""
-    return [{"name": column.name, "type": type_name(column.oid)} for column in columns]
+class Description(NamedTuple):
+    """Columns as messages have them, as far as `MAX_DESCRIBED` goes; `size` in characters; `total`: all of them."""
+
+    columns: list[dict[str, str]]
+    size: int
+    total: int
+
+    def within(self, repeats: Repeats, offset: int) -> tuple[list[dict[str, str]], bool]:
+        """Those that a message that ends at `offset` may repeat, and whether these are all."""
+        shown = self.columns
+        if len(shown) > MAX_BRIEF and not repeats.allow(self.size, offset):
+            shown = shown[:MAX_BRIEF]
+        return shown, len(shown) == self.total
+
+
+def describe(columns: list[Column]) -> Description:
+    """What messages of a result say of its columns."""
+    described: list[dict[str, str]] = []
+    size = 0
+    for column in columns:
+        if size + len(column.name) > MAX_DESCRIBED:
+            break
+        size += len(column.name)
+        described.append({"name": column.name, "type": type_name(column.oid)})
+    return Description(described, size + OVERHEAD * len(described), len(columns))
 
 
 @dataclass(slots=True)
@@ -27,8 +53,9 @@ class Result:
     formats: tuple[int, ...] | None  # asked for by Bind; None: as the columns say
     reply_to: int | None
     offset: int  # rows of the same portal that came before
+    repeats: Repeats
     count: int = 0
-    described: list[dict[str, str]] = field(default_factory=list)
+    description: Description = field(init=False)
     _oids: list[int] = field(default_factory=list)  # per column: type OID if binary, else -1
     _rows: list[list[str | None]] = field(default_factory=list)
     _size: int = 0
@@ -39,11 +66,16 @@ class Result:
     _flags: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.description = describe(self.columns or [])
         if self.columns is not None:
-            self.described = describe(self.columns)
             for number, column in enumerate(self.columns):
                 binary = column.binary if self.formats is None else is_binary(self.formats, number)
                 self._oids.append(column.oid if binary else -1)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the DataRows that wait to become a message."""
+        return self._size
 
     @property
     def full(self) -> bool:
@@ -103,10 +135,13 @@ class Result:
         if not rows:
             return []
         lines = ["\t".join([cell if cell is not None else NULL for cell in row]) for row in rows]
+        described, whole = self.description.within(self.repeats, self._end)
+        if not whole:
+            self._flags.add("truncated")
         if self.columns is not None:
-            lines.insert(0, "\t".join([column.name for column in self.columns]))
+            lines.insert(0, "\t".join([column["name"] for column in described]))
         attrs: dict[str, Any] = {
-            "columns": self.described,
+            "columns": described,
             "rows": rows,
             "row_offset": self.offset + self.count - len(rows),
         }

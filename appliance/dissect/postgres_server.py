@@ -14,7 +14,7 @@ from appliance.dissect.postgres_copy import Copy
 from appliance.dissect.postgres_frames import Frame
 from appliance.dissect.postgres_requests import Step
 from appliance.dissect.postgres_rows import Result, describe
-from appliance.dissect.postgres_session import Shared
+from appliance.dissect.postgres_session import Repeats, Shared
 from appliance.dissect.postgres_types import hexadecimal, text
 from appliance.model import Direction, Message
 
@@ -34,6 +34,7 @@ class ServerSide:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+        self._repeats = Repeats()
         self._result: Result | None = None
         self._copy: Copy | None = None
         self._parameters: dict[str, str] = {}
@@ -66,6 +67,11 @@ class ServerSide:
         out = self.end()
         self._result = None
         return out
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory, roughly."""
+        return 4 * self._result.held if self._result is not None else 0
 
     def end(self) -> list[Message]:
         """What is still to be told."""
@@ -162,7 +168,7 @@ class ServerSide:
             if shape is not None:
                 shape.columns = columns
         else:
-            self._result = Result(columns, None, request.start if request is not None else None, 0)
+            self._result = Result(columns, None, request.start if request is not None else None, 0, self._repeats)
         if not whole:
             out.append(_said("malformed", frame, "", {"type": "T"}, flags=("truncated",)))
 
@@ -185,9 +191,9 @@ class ServerSide:
             return self._result
         request = self._shared.requests.expect(*_EXECUTED)
         if request is None or request.portal is None:
-            return Result(None, None, request.start if request is not None else None, 0)
+            return Result(None, None, request.start if request is not None else None, 0, self._repeats)
         portal = request.portal
-        return Result(portal.shape.columns, portal.formats, request.start, portal.fetched)
+        return Result(portal.shape.columns, portal.formats, request.start, portal.fetched, self._repeats)
 
     def _complete(self, frame: Frame, out: list[Any]) -> None:
         tag, _ = fields.cstring(frame.body, 0, self._shared.codec)
@@ -204,13 +210,16 @@ class ServerSide:
         request = self._shared.requests.done(*_EXECUTED)
         self._copy = self._shared.copy_in = None
         attrs["rows"] = result.count if result is not None else 0
-        columns: list[dict[str, str]] = result.described if result is not None else []
-        if result is None and request is not None and request.portal is not None:
-            columns = describe(request.portal.shape.columns or [])
-        attrs["columns"] = columns
+        if result is not None:
+            description = result.description
+        else:
+            portal = request.portal if request is not None else None
+            description = describe((portal.shape.columns if portal is not None else None) or [])
+        attrs["columns"], whole = description.within(self._repeats, frame.end)
         if request is not None and request.portal is not None:
             request.portal.fetched += attrs["rows"]
-        out.append(_said("result", frame, said, attrs, request.start if request is not None else None))
+        start = request.start if request is not None else None
+        out.append(_said("result", frame, said, attrs, start, () if whole else ("truncated",)))
 
     def _call_result(self, frame: Frame, out: list[Any]) -> None:
         request = self._shared.requests.expect(Step.FUNCTION)

@@ -25,6 +25,7 @@ _RUN = re.compile(
     rb"[\t\n\r\x20-\x7e]{3,}+"
     rb"(?:(?:[\xc3-\xdf][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})++[\t\n\r\x20-\x7e]*+)*+"
 )
+_CONTROLS = bytes(code for code in (*range(0x20), 0x7F) if code not in b"\t\n\r")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -34,7 +35,7 @@ def printable(data: bytes) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         text = ""
-    if text and not _CONTROL.search(text):
+    if text and not (len(data.translate(None, _CONTROLS)) < len(data) if text.isascii() else _CONTROL.search(text)):
         return text
     runs = (run.decode("utf-8", "replace") for run in _RUN.findall(data) if len(run) >= MIN_RUN)
     return "\n".join(runs)
@@ -102,6 +103,14 @@ class Raw:
 
     def settled(self, direction: Direction) -> int:
         return self._received[direction]
+
+    @property
+    def held(self) -> int:
+        return sum(len(burst.data) for burst in self._burst.values())
+
+    def shed(self) -> Output:
+        """Bursts end here."""
+        return self._end(Direction.CLIENT) + self._end(Direction.SERVER)
 
     def _end(self, direction: Direction) -> Output:
         burst = self._burst.pop(direction, None)

@@ -133,6 +133,10 @@ class Tls:
     def settled(self, direction: Direction) -> int:
         return self._sides[direction].received
 
+    @property
+    def held(self) -> int:
+        return sum(len(side.record) + len(side.handshake) + 128 * len(side.places) for side in self._sides.values())
+
     def rest(self, direction: Direction) -> bytes:
         return bytes(self._sides[direction].record) if self._sides[direction].phase is _Phase.CLEAR else b""
 

@@ -102,12 +102,12 @@ def play(
             if pickled is not None and fed >= pickled:
                 played.dissector = pickle.loads(pickle.dumps(played.dissector))
                 pickled = None
-            _feed(played, direction, piece, ts_ns)
+            feed(played, direction, piece, ts_ns)
             fed += len(piece) if isinstance(piece, bytes) else 0
     if close:
         for direction in (C, S):
             ts_ns += TURN_NS
-            _feed(played, direction, None, ts_ns)
+            feed(played, direction, None, ts_ns)
     return played
 
 
@@ -118,7 +118,8 @@ def _pieces(data: bytes, marks: list[int]) -> Iterator[bytes]:
         start = mark
 
 
-def _feed(played: Played, direction: Direction, piece: bytes | Gap | None, ts_ns: int) -> None:
+def feed(played: Played, direction: Direction, piece: bytes | Gap | None, ts_ns: int) -> None:
+    """One piece, gap or (None) end; checks what holds for every dissector."""
     dissector = played.dissector
     before = {d: dissector.settled(d) for d in (C, S)}
     if piece is None:
@@ -152,10 +153,10 @@ def assert_any_cut(factory: Factory, turns: Sequence[Turn], *, step: int = 1) ->
     """
     whole = play(factory, turns)
     total = sum(len(what) for _, what in turns if isinstance(what, bytes))
-    assert _outcome(play(factory, turns, split=1)) == _outcome(whole), "byte by byte"
+    assert outcome(play(factory, turns, split=1)) == outcome(whole), "byte by byte"
     for place in range(1, total, step):
-        assert _outcome(play(factory, turns, cut=place)) == _outcome(whole), f"cut at {place}"
-        assert _outcome(play(factory, turns, pickled=place)) == _outcome(whole), f"pickled at {place}"
+        assert outcome(play(factory, turns, cut=place)) == outcome(whole), f"cut at {place}"
+        assert outcome(play(factory, turns, pickled=place)) == outcome(whole), f"pickled at {place}"
     return whole
 
 
@@ -189,8 +190,8 @@ def assert_survives(factory: Factory, turns: Sequence[Turn], *, split: int | Non
     return played
 
 
-def _outcome(played: Played) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    """What must not depend on the cut. Order between messages and redactions may."""
+def outcome(played: Played) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """Messages, redactions, attributes: what must not depend on the cut. Order between messages and redactions may."""
     messages = [
         (m.direction, m.kind, m.ts_ns, m.start, m.end, m.text, m.attrs, m.reply_to, m.flags, m.end_ns or m.ts_ns)
         for m in played.messages

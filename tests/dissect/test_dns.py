@@ -262,7 +262,7 @@ def test_a_gap_over_messages() -> None:
 
 def test_a_gap_with_no_message_behind_it() -> None:
     played = play(DnsTcp, [(S, Gap(10)), (S, b"\xff" * 50), (S, framed(answer(1)))])
-    assert [(one.kind, one.start, one.end) for one in played.messages] == [("undissected", 10, 60)]
+    assert [(one.kind, one.start, one.end) for one in played.messages] == [("undissected", 10, 16)]
 
 
 # -- detection -----------------------------------------------------------------------------------------------------
