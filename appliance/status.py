@@ -1,11 +1,16 @@
 """What each process says of itself: one small JSON file per process in `DATA/run/`, replaced as a whole.
 
-`verbatim doctor`, `/healthz` and `/metrics` read these files, so that a process that hangs or died shows by the age of
-its file, and no process needs a port of its own.
+`verbatim status`, `verbatim doctor`, `/healthz` and `/metrics` read these files, so that a process that hangs or died
+shows by the age of its file, and no process needs a port of its own.
+
+Whatever else `values` holds, `faults` is what is wrong now (name → what, why and the remedy) and `repairs` counts what
+was put back since the process started (name → count). The README's section "When something is wrong" lists the names.
 """
 
+import errno
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +18,33 @@ from typing import Any
 import msgspec
 
 STALE_AFTER = 10.0  # seconds
+BLOCK = 4096  # bytes: files are padded with blanks to whole ones, so that the next word fits into the place of the last
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """`values` as the process `name` published them `age` seconds ago."""
+    """`values` as the process `name` published them `age` seconds ago, at the Unix time `time`."""
 
     name: str
     pid: int
     age: float
     values: dict[str, Any]
+    time: float = 0.0
 
     @property
     def live(self) -> bool:
         return self.age < STALE_AFTER and Path(f"/proc/{self.pid}").exists()
+
+    @property
+    def faults(self) -> dict[str, str]:
+        found = self.values.get("faults")
+        return {str(name): str(text) for name, text in found.items()} if isinstance(found, dict) else {}
+
+    @property
+    def repairs(self) -> dict[str, int]:
+        found = self.values.get("repairs")
+        return {str(name): int(count) for name, count in found.items()} if isinstance(found, dict) else {}
 
 
 def run_folder(data: Path) -> Path:
@@ -38,10 +56,29 @@ def run_folder(data: Path) -> Path:
 
 
 def publish(data: Path, name: str, values: dict[str, Any]) -> None:
+    """Replace the file as a whole; on a disk without a free block or inode, write over it, or else stay silent."""
     path = run_folder(data) / f"{name}.status.json"
     fresh = path.with_suffix(".new")
-    fresh.write_bytes(msgspec.json.encode({"pid": os.getpid(), "time": time.time(), "values": values}))
-    fresh.replace(path)
+    said = msgspec.json.encode({"pid": os.getpid(), "time": time.time(), "values": values})
+    said += b" " * (-len(said) % BLOCK)
+    try:
+        fresh.write_bytes(said)
+        fresh.replace(path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+            _overwrite(path, said)
+
+
+def _overwrite(path: Path, said: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(file, said, 0)
+        os.ftruncate(file, len(said))
+    finally:
+        os.close(file)
 
 
 def withdraw(data: Path, name: str) -> None:
@@ -49,14 +86,23 @@ def withdraw(data: Path, name: str) -> None:
     (data / "run" / f"{name}.status.json").unlink(missing_ok=True)
 
 
+def readable(data: Path) -> bool:
+    """Whether this user may see what processes say; true while there is nothing yet."""
+    try:
+        return not (data / "run").exists() or os.access(data / "run", os.R_OK | os.X_OK)
+    except PermissionError:
+        return False
+
+
 def read(data: Path) -> dict[str, Status]:
     """The last word of every process, by name. Unreadable files count as absent."""
     found: dict[str, Status] = {}
-    for path in sorted((data / "run").glob("*.status.json")):
+    for path in sorted((data / "run").glob("*.status.json")) if readable(data) else ():
         try:
             said = msgspec.json.decode(path.read_bytes())
             name = path.name.removesuffix(".status.json")
-            found[name] = Status(name, int(said["pid"]), time.time() - float(said["time"]), dict(said["values"]))
+            at = float(said["time"])
+            found[name] = Status(name, int(said["pid"]), time.time() - at, dict(said["values"]), at)
         except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
             continue
     return found

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from appliance import __version__
-from appliance.cli import lease, records, services
+from appliance.cli import lease, operations, records, services
 from appliance.errors import MalformedInput, Unavailable, VerbatimError
 from appliance.replay.text import printable
 
@@ -42,7 +42,7 @@ def options(
     """Exit codes: 0 done; 1 refused, not found or damaged; 2 malformed; 3 a needed part does not answer."""
 
 
-for verbs in (services, records):
+for verbs in (services, operations, records):
     verbs.register(app)
 app.add_typer(lease.app)
 

@@ -1,6 +1,5 @@
-"""Verbs that run the appliance: up, its four processes, their state."""
+"""Verbs that run the appliance: up, its four processes, its CA."""
 
-import os
 from typing import Annotated
 
 import typer
@@ -8,13 +7,12 @@ import typer
 from appliance import config
 from appliance.cli import supervise
 from appliance.cli.output import Config, Data, Json, console, emit, facts
-from appliance.doctor import Level, examine
 from appliance.identity import ca as authority
 from appliance.lock import only
 
 
 def register(app: typer.Typer) -> None:
-    for verb in (up, wire, record, store, api, doctor):
+    for verb in (up, wire, record, store, api):
         app.command()(verb)
     app.command("ca")(show_ca)
 
@@ -76,16 +74,3 @@ def show_ca(config_file: Config = None, data: Data = None, json: Json = False) -
         return
     console.print(ours.pem.decode("ascii"), end="")
     facts((("SHA-256", ours.fingerprint), ("file", settings.data / "keys" / "ca.crt")))
-
-
-def doctor(config_file: Config = None, data: Data = None, json: Json = False) -> None:
-    """Check this machine and the appliance: what is wrong, and the remedy. Exit code 1 when something fails."""
-    findings = examine(config.load(config_file, data=data), root=os.geteuid() == 0)
-    if json:
-        for finding in findings:
-            emit(
-                {"check": finding.check, "level": finding.level.value, "found": finding.found, "remedy": finding.remedy}
-            )
-    else:
-        facts((f"{finding.level.value:<5} {finding.check}", finding.sentence) for finding in findings)
-    raise typer.Exit(1 if any(finding.level is Level.FAIL for finding in findings) else 0)

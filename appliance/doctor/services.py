@@ -1,0 +1,151 @@
+"""The processes and what they need of others: ports, the store, the issuers."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from joserfc.jwk import ECKey, RSAKey
+
+from appliance.config import Issuer, Settings
+from appliance.doctor.finding import Check, Finding, Level
+from appliance.doctor.rules import opens
+from appliance.errors import MalformedInput, Unavailable, VerbatimError
+from appliance.health import PROCESSES, State, parts
+from appliance.identity.jwks import Key, fetch_json, fetch_keys
+from appliance.overview import Said, backlog_seconds, lag_seconds, value
+from appliance.status import readable
+from appliance.store import schema
+from appliance.store.client import open_store
+
+STEP, WHOLE = 1.5, 4.0  # seconds for each step of an issuer's answer, and for the answer
+LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
+CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}  # RFC 7518 §3.4
+
+
+def processes(settings: Settings, said: Said, now: float) -> Iterator[Finding]:
+    """Each process's faults. One that never ran is a warning while the kernel has nothing of ours."""
+    if not readable(settings.data):
+        text = f"not allowed to look into {settings.data / 'run'}"
+        yield Finding(Check.PROCESSES, "", Level.UNKNOWN, text, "run it as root")
+        return
+    begun = bool(said) or settings.wire.bpffs.is_dir()
+    for name, part in parts(said, embedded=not settings.store.url, names=PROCESSES).items():
+        for fault, text in part.faults.items():
+            what, _, remedy = text.rpartition("; ") if "; " in text else (text, "", "")
+            level = Level.WARN if part.state is State.STOPPED and not begun else Level.FAIL
+            shown = what if fault in ("stopped", "silent") else f"{fault}: {what}"
+            yield Finding(Check.PROCESSES, name, level, shown, remedy or "see its log")
+        if part.state is State.OK:
+            yield Finding(Check.PROCESSES, name, Level.OK, "works")
+        if part.repairs:
+            told = ", ".join(f"{fault} {count}" for fault, count in sorted(part.repairs.items()))
+            remedy = "find out who takes these away; 'verbatim events' says when"
+            yield Finding(Check.PROCESSES, f"{name} repairs", Level.WARN, f"put back since start: {told}", remedy)
+    lag, behind = lag_seconds(said, now), backlog_seconds(said, now)
+    if lag is not None and behind is not None:
+        text = f"{behind:.1f} s of the journal not read, {lag:.1f} s behind in the store"
+        yield Finding(Check.PROCESSES, "backlog", Level.OK, text)
+
+
+def refusals(said: Said) -> Iterator[Finding]:
+    counts = value(said.get("wire"), ("refusals",))
+    if isinstance(counts, dict):
+        told = ", ".join(f"{int(count)} {reason}" for reason, count in sorted(counts.items()) if count)
+        text = f"packets since the program was loaded: {told or 'none'}"
+        yield Finding(Check.REFUSALS, "", Level.OK, text)
+
+
+def ports(settings: Settings, said: Said) -> Iterator[Finding]:
+    """Are the addresses that the processes want to listen on free, or theirs?"""
+    taken = listeners()
+    wanted = [("api", "api.listen", address) for address in settings.api.listen]
+    if not settings.store.url:
+        wanted.append(("store", "store.listen", settings.store.listen))
+    for process, setting, address in wanted:
+        host, _, port = address.rpartition(":")
+        with suppress(ValueError):
+            number, at = int(port), ip_address(host.removeprefix("[").removesuffix("]"))
+            status = said.get(process)
+            if number == 0:
+                continue
+            if status is not None and status.live:
+                yield Finding(Check.PORTS, process, Level.OK, f"{address} is its own")
+                continue
+            clash = [each for each, used in taken if used == number and (each == at or each.is_unspecified)]
+            if clash:
+                text = f"{address} is in use by another program"
+                remedy = f"stop that (ss -ltnp 'sport = :{number}'), or change {setting}"
+                yield Finding(Check.PORTS, process, Level.FAIL, text, remedy)
+            else:
+                yield Finding(Check.PORTS, process, Level.OK, f"{address} is free")
+
+
+def listeners() -> list[tuple[IPv4Address | IPv6Address, int]]:
+    """Address and port of every listening TCP socket of this network namespace (proc(5), net/tcp)."""
+    found = []
+    for name in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in Path("/proc/thread-self/net", name).read_text("ascii").splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTEN:
+                    host, _, port = fields[1].partition(":")
+                    words = bytes.fromhex(host)  # of 4 bytes in the machine's order
+                    packed = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                    found.append((ip_address(packed), int(port, 16)))
+    return found
+
+
+def store(settings: Settings, said: Said) -> Iterator[Finding]:
+    """Does it answer, with this release's tables? An embedded store that nobody serves is not opened."""
+    if not settings.store.url and not ((status := said.get("store")) and status.live):
+        yield Finding(Check.STORE, "", Level.WARN, "is not served now", "start 'verbatim store'")
+        return
+    try:
+        with open_store(settings, "reader", embed=False) as opened:
+            ((row),) = opened.select("SELECT max(version) AS version FROM schema_version")
+            schema.check(int(row["version"]), "the store")
+    except VerbatimError as error:
+        what, _, remedy = str(error).partition("; ")
+        yield Finding(Check.STORE, "", Level.FAIL, what, remedy or "see its log")
+    else:
+        yield Finding(Check.STORE, "", Level.OK, f"answers, schema version {row['version']}")
+
+
+def issuer(settings: Settings, one: Issuer) -> Iterator[Finding]:
+    """Discovery document, keys, their algorithms; and whether agents get there for a token."""
+    try:
+        keys = fetch_keys(one, partial(fetch_json, seconds=STEP, deadline=WHOLE))
+    except (Unavailable, MalformedInput) as error:
+        text = str(error).removeprefix(f"issuer {one.issuer}: ")
+        what, _, remedy = text.partition("; ")
+        remedy = remedy or "see that this machine reaches it, and issuers[].issuer, jwks_uri and ca"
+        yield Finding(Check.ISSUERS, one.issuer, Level.FAIL, what, remedy)
+        return
+    offered = {name for key in keys.values() for name in algorithms(key)}
+    if not offered & set(one.algorithms):
+        text = f"none of its {len(keys)} keys is for {', '.join(one.algorithms)}"
+        remedy = f"add one of {', '.join(sorted(offered))} to issuers[].algorithms, or a key there"
+        yield Finding(Check.ISSUERS, one.issuer, Level.FAIL, text, remedy)
+    else:
+        yield Finding(Check.ISSUERS, one.issuer, Level.OK, f"answers, {len(keys)} signature keys")
+    address = urlsplit(one.issuer)
+    with suppress(OSError):
+        port = address.port or 443
+        found = {entry[4][0] for entry in socket.getaddrinfo(address.hostname, port, type=socket.SOCK_STREAM)}
+        if found and not any(opens(settings, str(each), port) for each in found):
+            text = f"no unbound rule opens {', '.join(sorted(map(str, found)))} port {port}"
+            remedy = "add one with protocol tcp and unbound = true, unless agents get their tokens another way"
+            yield Finding(Check.ISSUERS, one.issuer, Level.WARN, text, remedy)
+
+
+def algorithms(key: Key) -> tuple[str, ...]:
+    """Signature algorithms that a key is good for (RFC 7518 §3.1, RFC 8037)."""
+    if isinstance(key, RSAKey):
+        return tuple(f"{family}{bits}" for family in ("RS", "PS") for bits in (256, 384, 512))
+    if isinstance(key, ECKey):
+        return tuple(filter(None, (CURVES.get(str(key.curve_name)),)))
+    return ("EdDSA",)

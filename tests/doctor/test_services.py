@@ -1,0 +1,132 @@
+"""Processes, ports and issuers; and the whole examination."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from appliance.config import Api, Issuer, Settings
+from appliance.doctor import Check, Finding, Level, examine, exit_code, services
+from appliance.status import publish, read
+from tests.doctor.conftest import gateway, worst
+
+
+def test_refusals_are_told_by_reason(tmp_path: Path) -> None:
+    publish(tmp_path, "wire", {"refusals": {"no-lease": 3, "quic": 0, "fragment": 1}})
+    (said,) = services.refusals(read(tmp_path))
+    assert (said.level, said.found) == (Level.OK, "packets since the program was loaded: 1 fragment, 3 no-lease")
+    publish(tmp_path, "wire", {"refusals": {}})
+    (said,) = services.refusals(read(tmp_path))
+    assert said.found.endswith(": none")
+
+
+def processes(settings: Settings) -> list[Finding]:
+    return list(services.processes(settings, read(settings.data), time.time()))
+
+
+def test_processes_that_never_ran_are_no_failure(tmp_path: Path) -> None:
+    assert {one.level for one in processes(gateway(tmp_path))} == {Level.WARN}
+
+
+def test_a_process_that_is_missing_beside_others_is_one(tmp_path: Path) -> None:
+    publish(tmp_path, "wire", {})
+    found = {one.about: one for one in processes(gateway(tmp_path))}
+    assert (found["wire"].level, found["record"].level) == (Level.OK, Level.FAIL)
+    assert "verbatim record" in found["record"].remedy
+
+
+def test_faults_and_repairs_are_told_by_name(tmp_path: Path) -> None:
+    text = "nftables: table ip x (a; b) sets packet marks; remove such rules"
+    publish(tmp_path, "wire", {"faults": {"ruleset-foreign": text}, "repairs": {"filter-restored": 2}})
+    found = {one.about: one for one in processes(gateway(tmp_path))}
+    assert found["wire"].found == "ruleset-foreign: nftables: table ip x (a; b) sets packet marks"
+    assert found["wire"].remedy == "remove such rules"
+    assert (found["wire repairs"].level, "filter-restored 2" in found["wire repairs"].found) == (Level.WARN, True)
+
+
+def test_a_port_that_another_program_holds(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        settings = gateway(tmp_path, api=Api(listen=(address,)))
+        found = worst(services.ports(settings, {}))
+        assert (found.level, found.found) == (Level.FAIL, f"{address} is in use by another program")
+        publish(tmp_path, "api", {})
+        assert worst(services.ports(settings, read(tmp_path))).found == f"{address} is its own"
+    assert worst(services.ports(settings, {})).level is Level.OK
+
+
+def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
+    settings = gateway(tmp_path, store={"url": "http://writer:opensesame@127.0.0.1:1/verbatim"})
+    found = worst(services.store(settings, {}))
+    assert (found.level, found.found) == (Level.FAIL, "store at 127.0.0.1:1 does not answer")
+    assert worst(services.store(gateway(tmp_path), {})).level is Level.WARN
+
+
+def issuer(url: str) -> Issuer:
+    return Issuer(issuer=url, audience=("verbatim",))
+
+
+def test_an_issuer_that_cannot_be_reached_is_named_once(tmp_path: Path) -> None:
+    one = issuer("https://127.0.0.1:1")
+    found = worst(services.issuer(gateway(tmp_path), one))
+    assert (found.level, found.about) == (Level.FAIL, "https://127.0.0.1:1")
+    assert "issuer " not in found.found
+    assert found.remedy
+
+
+def test_an_issuer_that_never_answers_costs_seconds_only(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        ones = tuple(issuer(f"https://127.0.0.1:{silent.getsockname()[1]}/{name}") for name in "abcdefgh")
+        began = time.monotonic()
+        found = [one for one in examine(gateway(tmp_path, issuers=ones), root=True) if one.check is Check.ISSUERS]
+        assert time.monotonic() - began < 10
+    assert [one.level for one in found] == [Level.FAIL] * 8
+
+
+def test_every_finding_that_is_not_fine_has_a_remedy(tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    found = examine(gateway(tmp_path, issuers=(issuer("https://127.0.0.1:1"),)), root=os.geteuid() == 0)
+    assert [one for one in found if (one.level is Level.OK) == bool(one.remedy)] == []
+    order = list(Check)
+    assert [order.index(one.check) for one in found] == sorted(order.index(one.check) for one in found)
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("levels", "code"),
+    [
+        (set(), 0),
+        ({Level.OK, Level.WARN}, 0),
+        ({Level.WARN, Level.FAIL, Level.UNKNOWN}, 1),
+        ({Level.OK, Level.UNKNOWN}, 3),
+    ],
+)
+def test_exit_codes(levels: set[Level], code: int) -> None:
+    assert exit_code(levels) == code
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+def test_without_root_it_says_what_it_could_not_see(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    tmp_path.chmod(0o755)
+    code = (
+        "import os, json; from pathlib import Path; from appliance.config import Settings; "
+        "from appliance.doctor import examine; os.setgroups([]); os.setgid(65534); os.setuid(65534); "
+        f"print(json.dumps([one.to_json() for one in examine(Settings(data=Path({str(data)!r})), root=False)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    unseen = {one["check"] for one in found if one["level"] == "unknown"}
+    assert {"root", "features", "processes", "other-tables"} <= unseen
+    assert all(one["remedy"] for one in found if one["level"] == "unknown")
