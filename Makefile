@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 VERBATIM := .venv/bin/verbatim
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo chaos test fuzz bench check clean
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
@@ -16,6 +16,15 @@ demo: setup ## agents, servers and a gateway on this machine: what was recorded,
 
 test: setup ## all tests: units, eBPF, the kernel floor in an emulator, end to end (T=path: only those)
 	@$(PYTHON) -m pytest $(T)
+
+bench: setup ## figures beside those of a peer in the same run, also in build/bench.json (ONLY=case: one; about 20 minutes)
+	@$(PYTHON) -m tests.bench $(ONLY)
+
+fuzz: setup ## hostile bytes for all that reads captured bytes, half a minute a target (SECONDS=n each, ONLY=target,target)
+	@$(PYTHON) -m tests.fuzz run $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ONLY),--only $(ONLY))
+
+chaos: setup ## kill parts at drawn moments while data flows, then compare with a quiet run (SEED=n SECONDS=300)
+	@$(PYTHON) -m tests.e2e.chaos $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
 
 check: setup ## format, lint, types, direction of imports
 	@.venv/bin/ruff format --check --quiet . || { echo "make check: run '.venv/bin/ruff format .'" >&2; exit 1; }

@@ -47,13 +47,31 @@ class Rule(Section):
 class Wire(Section):
     agents: tuple[str, ...] = Field((), description="names of the agent-facing interfaces")
     upstream: tuple[str, ...] = Field((), description="names of the upstream-facing interfaces")
+    other: tuple[str, ...] = Field(
+        (),
+        description="names, with wildcards, of interfaces that agents' traffic never takes; others are a fault when up",
+    )
     bpffs: Path = Field(Path("/sys/fs/bpf/verbatim"), description="where programs, maps and ring are pinned")
     ring_bytes: Bytes = Field(16 * 2**20, description="a power of two, pages of 4 KiB")
-    max_flows: Count = Field(65536, description="flows at one time; new ones beyond are refused")
+    clamp: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="share of the ring that is filled above which TCP windows are lowered; 0 or 1: never",
+    )
+    max_flows: Count = Field(131072, description="flows at one time; an agent may have as many as are free beside it")
+    max_flows_per_lease: Count = Field(65536, description="and never more than this")
     max_leases: Count = Field(16384, description="leases at one time")
+    bind_link: bool = Field(
+        True, description="a lease is for the link-layer address that the agent had when it took it"
+    )
     flow_idle: Seconds = Field(3600.0, description="a TCP flow without packets ends after this")
     datagram_idle: Seconds = Field(60.0, description="the same for UDP and ICMP")
+    unanswered_idle: Seconds = Field(20.0, description="the same for flows whose other side never answered")
     refusal_interval: Seconds = Field(1.0, description="between two refusal records of one source and reason")
+    refusal_rate: Count = Field(
+        200, description="refusal records in a second, of all sources; what is beyond is counted"
+    )
     table: str = Field("verbatim", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="name of the nftables table")
 
     @field_validator("ring_bytes")
@@ -68,6 +86,11 @@ class Journal(Section):
     segment_bytes: Bytes = Field(64 * 2**20, description="size of one journal file")
     max_bytes: Bytes = Field(4 * 2**30, description="traffic stalls before the journal grows past this")
     min_free_bytes: Bytes = Field(512 * 2**20, description="traffic stalls before the disk has less left than this")
+    keep_bytes: int = Field(
+        0,
+        ge=0,
+        description="what was read is kept up to this much before its files are used again, to be read once more",
+    )
     durability: Literal["page-cache", "fsync"] = Field(
         "page-cache", description="what a write must reach before the ring is freed; fsync survives power loss"
     )
@@ -78,6 +101,7 @@ class Record(Section):
 
     max_sessions: Count = Field(65536, description="open sessions held in memory")
     max_buffer: Bytes = Field(4 * 2**20, description="out-of-order bytes kept per direction")
+    max_memory: Bytes = Field(256 * 2**20, description="all sessions' state, about; what costs most degrades at that")
     idle: Seconds = Field(3600.0, description="a session without packets ends after this, in recorded time")
     datagram_idle: Seconds = Field(60.0, description="the same for UDP and ICMP")
     snapshot: Seconds = Field(5.0, description="between two snapshots of the recorder's state")
@@ -89,6 +113,9 @@ class Store(Section):
         "", description="of a ClickHouse server, http(s)://user:password@host:port/database; empty: embedded"
     )
     listen: str = Field("127.0.0.1:0", description="address of the embedded store; port 0: any free one")
+    max_memory: Annotated[int, Field(ge=512 * 2**20)] = Field(
+        2**30, description="memory of the embedded store; a search that needs more is refused"
+    )
 
 
 class Api(Section):
@@ -123,6 +150,7 @@ class Issuer(Section):
 
 class Leases(Section):
     max_seconds: Seconds = Field(3600.0, description="a lease ends with its token, or after this")
+    max_per_identity: Count = Field(256, description="leases of one identity at one time")
 
 
 class Settings(BaseSettings):

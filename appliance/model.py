@@ -6,10 +6,12 @@ keeps; each has a `seq` that is gapless from 0 within its session and table, so 
 unwritten is known exactly (see `appliance/record.py`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
+
+import msgspec
 
 
 class Direction(StrEnum):
@@ -17,6 +19,7 @@ class Direction(StrEnum):
 
     CLIENT = "client"
     SERVER = "server"
+    __hash__ = str.__hash__  # it is a key on every path; that of an enum is many times slower
 
     @property
     def other(self) -> "Direction":
@@ -62,9 +65,11 @@ class Identity:
 UNBOUND = Identity()
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One dissected unit. `start` and `end` are the byte range in its direction's stream, end excluded."""
+class Message(msgspec.Struct, frozen=True):
+    """One dissected unit. `start` and `end` are the byte range in its direction's stream, end excluded.
+
+    A `msgspec.Struct` because it is made tens of thousands of times a second, four times as fast as a frozen dataclass.
+    """
 
     direction: Direction
     kind: str  # query, rows, result, request, response, error, ...: documented by each dissector
@@ -72,7 +77,7 @@ class Message:
     start: int
     end: int
     text: str = ""  # what a person would search for: SQL, rows, URL, headers, decoded body
-    attrs: dict[str, Any] = field(default_factory=dict)  # JSON values only
+    attrs: dict[str, Any] = msgspec.field(default_factory=dict)  # JSON values only
     reply_to: int | None = None  # start, in the other direction, of the message that this one answers
     flags: tuple[str, ...] = ()  # truncated, malformed, redacted, undecoded, ...
     end_ns: int = 0  # arrival of its last byte; 0: same as ts_ns

@@ -196,6 +196,8 @@ class Capture:
                 interfaces.append(_interface(body, order))
             elif kind == _STATISTICS and len(body) >= 12:
                 (number,) = struct.unpack_from(order + "I", body)
+                if number >= len(interfaces):  # of none; what is remembered of each must not grow with the file
+                    continue
                 options = _options(body, 12, order)
                 said = [options[code] for code in (_IFDROP, _OSDROP) if len(options.get(code, b"")) == 8]
                 dropped = sum(struct.unpack(order + "Q", value)[0] for value in said)

@@ -1,6 +1,7 @@
 """The capture vectors, judged by what they were made from and by tshark."""
 
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -99,6 +100,17 @@ def test_packets_without_times_get_those_before(tmp_path: Path) -> None:
 def test_dropped_packets_are_told(tmp_path: Path) -> None:
     summary, found = journal(make.HERE / "ok_drops.pcapng", tmp_path / "j")
     assert summary.lost == events(found)["capture-lost"]["packets"] == 5
+
+
+def test_drops_of_interfaces_that_are_none_are_not_remembered(tmp_path: Path) -> None:
+    """Each would take memory for as long as the file goes on."""
+    path = tmp_path / "drops.pcapng"
+    option = make.option(5, (9).to_bytes(8, "little")) + make.option(0, b"")
+    strange = b"".join(make.block(5, struct.pack("<III", number, 0, 0) + option) for number in range(1, 100))
+    path.write_bytes(make.section() + make.interface() + strange)
+    with Capture(path) as capture:
+        assert list(capture) == []
+        assert (capture.lost, capture.fault) == (0, "")
 
 
 def test_simple_blocks_are_cut_at_the_snap_length(tmp_path: Path) -> None:

@@ -95,10 +95,11 @@ def settings(lab: Lab, data: Path, changes: Mapping[str, Mapping[str, Any]] | No
         "wire": {
             "agents": [nic.name for nic in facing],
             "upstream": [lab.upstream_nic.name],
+            "other": [nic.name for nic in lab.extra_nics],
             "bpffs": str(lab.pins),
             "datagram_idle": DATAGRAM_IDLE,
         },
-        "journal": {"segment_bytes": 8 * 2**20, "max_bytes": 512 * 2**20},
+        "journal": {"segment_bytes": 8 * 2**20, "max_bytes": 768 * 2**20, "keep_bytes": 256 * 2**20},
         "record": {"snapshot": 1.0, "datagram_idle": DATAGRAM_IDLE},
         "api": {"listen": listen, "names": [f"gateway.{DOMAIN}"]},
         "issuers": [{"issuer": lab.idp.issuer, "audience": [AUDIENCE], "ca": str(lab.pki.certificate)}],
@@ -168,9 +169,20 @@ class Appliance:
         process, self._process = self._process, None
         return process.stop(seconds=60) if process else 0
 
+    def kill_supervisor(self) -> None:
+        """Kill `verbatim up` alone, without warning."""
+        process, self._process = self._process, None
+        assert process
+        process.popen.kill()
+        process.popen.wait()
+
     def output(self) -> str:
         """The end of its log."""
         return self._process.output() if self._process else ""
+
+    def log(self) -> str:
+        """All that it wrote since its last start."""
+        return self._process.log.read_text("utf-8", "replace") if self._process else ""
 
     def pid(self, part: str) -> int:
         """Process id of `wire`, `record`, `store` or `api`, as it published it."""

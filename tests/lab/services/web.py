@@ -22,6 +22,7 @@ events {{ worker_connections 512; }}
 http {{
     access_log off;
     server_tokens off;
+    keepalive_requests 1000000;
     default_type application/octet-stream;
     types {{ text/html html; text/plain txt; application/json json; }}
     client_body_temp_path {folder}/body;
