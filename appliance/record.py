@@ -65,6 +65,7 @@ MAX_ROWS = 30_000  # of one batch
 MAX_BYTES = 32 << 20  # as `_weight` counts
 MAX_AGE = 1.0  # seconds from a batch's first row to its insertion
 FRAMES_A_STEP = 64
+LAST_SECONDS = 5.0  # of reading on, when asked to end: the rest is for the next start
 POLL = 0.02  # seconds between two looks at a journal without anything new
 BACK_OFF = 0.1, 5.0  # seconds before the first and the last kind of retry
 PATIENCE = 30.0  # seconds for which `drain` waits for the store
@@ -495,6 +496,9 @@ def _serve(recorder: Recorder, data: Path, ended: threading.Event) -> None:
             published = time.monotonic()
         if not busy:
             ended.wait(POLL)
+    deadline = time.monotonic() + LAST_SECONDS
+    while recorder.step() and time.monotonic() < deadline:
+        pass
 
 
 def drain(settings: Settings, folder: Path, store: Sink, progress: Progress) -> None:

@@ -22,21 +22,25 @@ static __always_inline void reverse(struct flow_key *to, const struct flow_key *
 	to->reserved = 0;
 }
 
-/* The flow of the packet, or 0 and .flow_key as if the packet opened one. Sets record.side. */
+/* The flow of the packet, or 0 and .flow_key as if the packet opened one. Sets record.side. From upstream come servers'
+ * packets: so they are looked for first. */
 static __always_inline struct flow *find_flow(struct scratch *s)
 {
-	struct flow *flow;
+	int reversed = s->role != ROLE_AGENT;
+	struct flow *flow = 0;
 
-	s->record.side = SIDE_CLIENT;
-	s->flow_key = s->key;
-	flow = bpf_map_lookup_elem(MAP(MAP_FLOWS), &s->flow_key);
-	if (!flow) {
-		reverse(&s->flow_key, &s->key);
-		flow = bpf_map_lookup_elem(MAP(MAP_FLOWS), &s->flow_key);
-		if (flow)
-			s->record.side = SIDE_SERVER;
+#pragma unroll
+	for (int i = 0; i < 2 && !flow; i++, reversed = !reversed) {
+		if (reversed)
+			reverse(&s->flow_key, &s->key);
 		else
 			s->flow_key = s->key;
+		flow = bpf_map_lookup_elem(MAP(MAP_FLOWS), &s->flow_key);
+		s->record.side = reversed ? SIDE_SERVER : SIDE_CLIENT;
+	}
+	if (!flow) {
+		s->flow_key = s->key;
+		s->record.side = SIDE_CLIENT;
 	}
 	return flow;
 }

@@ -245,13 +245,13 @@ static __always_inline int parse(struct __sk_buff *skb, struct scratch *s)
 	else
 		return OUT_LOCAL;
 	role = bpf_map_lookup_elem(MAP(MAP_INTERFACES), &ifindex);
-	s->role = role ? *role : 0;
+	if (!role) /* renamed, perhaps: what protects the gateway by the interface's name does not apply any more */
+		return OUT_NO_ROLE;
+	s->role = *role;
 	if (reason == OUT_LOCAL)
 		return misleads(skb, s) ? REASON_SPOOFED : admit_local(skb, s);
 	if (skb->pkt_type == PACKET_OTHERHOST)
 		return OUT_FOREIGN;
-	if (!role)
-		return OUT_NO_ROLE;
 	if (reason)
 		return reason;
 	reason = parse_transport(skb, s);

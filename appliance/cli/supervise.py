@@ -27,6 +27,7 @@ from appliance.lock import only
 PR_SET_PDEATHSIG = 1
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+STOP_ORDER = ("api", "wire", "record", "store")  # so that the last that was recorded is stored
 BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0)
 FORMER_SECONDS = STOP_SECONDS + 10  # for processes of a supervisor that was killed to end
 WELL_AFTER = 30.0  # seconds of life after which a process counts as well again
@@ -62,7 +63,7 @@ class Child:
 
 @dataclass(slots=True)
 class Supervisor:
-    """Starts in order, watches, stops in reverse order."""
+    """Starts in order, watches, stops in `STOP_ORDER`."""
 
     settings: Settings
     children: list[Child]
@@ -88,7 +89,7 @@ class Supervisor:
                 self._watch()
                 time.sleep(0.1)
         finally:
-            for child in reversed(self.children):
+            for child in sorted(self.children, key=lambda child: STOP_ORDER.index(child.name)):
                 child.stop()
         return self.exit_code
 

@@ -46,7 +46,7 @@ from appliance.wire.windows import Reopener
 IDLE = 0.05  # seconds to wait for news at most: the ring's wake-ups get lost
 ALERT = 0.005  # the same within a second of traffic, when one that is lost costs most
 GATHER = 0.002  # seconds in which more records may come, so that spans are few
-LULL = 0.005  # the same where little comes
+LULL = 0.01  # the same where little comes; a burst meanwhile is held back by windows
 PLENTY = 256 * 1024  # bytes drained at once, after which there is no waiting
 LITTLE = 256 * 1024  # bytes drained between two waits, up to which the longer one will do
 SECOND = 1_000_000_000

@@ -26,10 +26,11 @@ def copied(table: str, columns: list[str], copy: int) -> str:
         "session_id": SESSION.format(copy=copy),
         **{name: MOVED.format(name, hours=HOURS * copy) for name in ("started", "ended", "ts", "end_ts")},
         **{name: VARIED.format(name, copy=copy) for name in ("search_text", "attrs")},
+        "fields": f"mapApply((k, v) -> (k, {VARIED.format('v', copy=copy)}), fields)",
         "client_address": f"replaceOne(client_address, '10.0.', '10.{copy % 200}.')",
     }
     if table == "sessions":
-        del changed["attrs"]
+        del changed["attrs"], changed["fields"]
     values = ", ".join(changed.get(name, f"`{name}`") for name in columns)
     names = ", ".join(f"`{name}`" for name in columns)
     return f"INSERT INTO {table} ({names}) SELECT {values} FROM {table} WHERE {FIRST}"

@@ -16,10 +16,16 @@ from appliance.wire.records import RING_HEADER
 from tests.bench import Figure, journals, storing
 
 TITLE = "journal to store: bulk and messages, on one core with the store; memory; ten times the backlog and the table"
-AMOUNTS = {"bulk": 400 * 10**6, "postgres": 30_000, "http": 30_000}  # bytes; exchanges
+AMOUNTS = {"archive": 300 * 10**6, "bulk": 300 * 10**6, "postgres": 30_000, "http": 30_000}  # bytes; exchanges
 TENFOLD = 10
-REACH = {"bulk": 150.0, "postgres": 25_000.0, "http": 25_000.0}
-UNITS = {"bulk": "MB/s", "postgres": "messages/s", "http": "messages/s"}
+REACH = {"archive": 150.0, "bulk": 150.0, "postgres": 25_000.0, "http": 25_000.0}
+NAMES = {
+    "archive": "bulk, compressed content",
+    "bulk": "bulk, half of it text",
+    "postgres": "PostgreSQL",
+    "http": "HTTP",
+}
+UNITS = {"archive": "MB/s", "bulk": "MB/s", "postgres": "messages/s", "http": "messages/s"}
 MEMORY = 600.0  # MiB
 TSHARK = 20_000  # exchanges that the peer is given
 
@@ -36,7 +42,7 @@ def folder() -> Iterator[Path]:
 
 def work(said: dict[str, Any], kind: str) -> float:
     """MB of the journal, or messages."""
-    return said["bytes"] / 1e6 if kind == "bulk" else float(said["rows"].get("MessageRow", 0))
+    return said["bytes"] / 1e6 if UNITS[kind] == "MB/s" else float(said["rows"].get("MessageRow", 0))
 
 
 def capture(path: Path, exchanges: int, kind: str) -> int:
@@ -58,7 +64,7 @@ def tshark(data: Path, kind: str) -> float | None:
     if shutil.which("tshark") is None:
         return None
     path = data / "peer.pcap"
-    amount = AMOUNTS["bulk"] // 4 if kind == "bulk" else TSHARK
+    amount = AMOUNTS[kind] // 4 if UNITS[kind] == "MB/s" else TSHARK
     size = capture(path, amount, kind)
     before = os.times()
     command = ["taskset", "-c", "0", "tshark", "-n", "-r", str(path), "-T", "fields", "-e", "_ws.col.Info"]
@@ -66,7 +72,7 @@ def tshark(data: Path, kind: str) -> float | None:
     after = os.times()
     path.unlink()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
-    return size / 1e6 / spent if kind == "bulk" else messages(kind, amount) / spent
+    return size / 1e6 / spent if UNITS[kind] == "MB/s" else messages(kind, amount) / spent
 
 
 def messages(kind: str, exchanges: int) -> int:
@@ -95,14 +101,14 @@ def run(say: Callable[[str], None]) -> list[Figure]:
         rates[kind] = work(said, kind) / said["seconds"]
         peaks += [one["peak_bytes"] / 2**20 for one in (alone, said)]
         say(
-            f"{kind}: {rates[kind]:,.0f} {unit}; {time.monotonic() - began:.1f} s; "
+            f"{NAMES[kind]}: {rates[kind]:,.0f} {unit}; {time.monotonic() - began:.1f} s; "
             f"CPU: recorder {said['cpu_seconds']:.1f} s, store {spent:.1f} s"
         )
         reach = f"figure >= {REACH[kind]:.0f}"
-        figures.append(Figure("e", f"{kind}, one core with the store", "", rates[kind], None, unit, reach))
+        figures.append(Figure("e", f"{NAMES[kind]}; one core with the store", "", rates[kind], None, unit, reach))
         rate = work(alone, kind) / alone["cpu_seconds"]
-        name = "" if peer is None else "tshark, one core"
-        figures.append(Figure("e", f"{kind}, recorder alone, its core", name, rate, peer, unit))
+        name = "" if peer is None else "tshark, per CPU second"
+        figures.append(Figure("e", f"{NAMES[kind]}; recorder alone, per CPU second", name, rate, peer, unit))
     figures += tenfold(say, rates, peaks, stores)
     figures.append(
         Figure("e", "recorder's peak memory, all of these", "", max(peaks), None, "MiB", f"figure < {MEMORY:.0f}")
@@ -117,7 +123,7 @@ def tenfold(
     """The same with ten times the backlog, and once more into the tables that this has filled."""
     figures = []
     with folder() as data:
-        for kind in ("bulk", "postgres"):
+        for kind in ("archive", "postgres"):
             journals.write(data, kind, TENFOLD * AMOUNTS[kind])
             with storing.store(data, 0) as store:
                 said = storing.record(data, kind, 0)
@@ -125,13 +131,13 @@ def tenfold(
             shutil.rmtree(data / "journal" / kind)
             rate = work(said, kind) / said["seconds"]
             peaks.append(said["peak_bytes"] / 2**20)
-            say(f"{kind}: {rate:,.0f} {UNITS[kind]} with ten times the backlog")
-            name = f"{kind}, ten times the backlog"
+            say(f"{NAMES[kind]}: {rate:,.0f} {UNITS[kind]} with ten times the backlog")
+            name = f"{NAMES[kind]}; ten times the backlog"
             figures.append(Figure("e", name, "the backlog above", rate, rates[kind], UNITS[kind]))
         journals.write(data, "http", AMOUNTS["http"])
         with storing.store(data, 0):
             said = storing.record(data, "http", 0)
         rate = work(said, "http") / said["seconds"]
-        name = "http, ten times the table"
+        name = "HTTP; ten times the table"
         figures.append(Figure("e", name, "an empty table", rate, rates["http"], UNITS["http"]))
     return figures

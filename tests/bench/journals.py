@@ -20,7 +20,7 @@ from appliance.wire.clock import CLOCK
 from appliance.wire.records import RING_HEADER, padded
 
 T0 = 1_780_000_000_000_000_000
-SPAN = {"bulk": 2**20, "postgres": 2**16, "http": 2**16}  # bytes of a frame
+SPAN = {"bulk": 2**20, "archive": 2**20, "postgres": 2**16, "http": 2**16}  # bytes of a frame
 FIN, SYN, PSH, ACK = 1, 2, 8, 16
 SUPER = 45 * 1448  # payload of a super-packet
 LIMITS = config.Journal(segment_bytes=64 * 2**20, max_bytes=2**40, min_free_bytes=2**20)
@@ -88,10 +88,10 @@ class Flow:
 Packets = Iterator[tuple[int, bytes]]  # time, record
 
 
-def bulk(size: int, flows: int = 4, rate: int = 10**9) -> Packets:
+def bulk(size: int, flows: int = 4, rate: int = 10**9, *, words: bool = True) -> Packets:
     """`size` bytes from server to client in all, over `flows` connections, at `rate` bytes a second of recorded time.
 
-    Every other connection carries words, the rest what does not compress.
+    Every other connection carries `words`, the rest what does not compress.
     """
     draw = random.Random(1)
     pool = [" ".join(draw.choices(WORDS, k=12_000)).encode()[:SUPER] for _ in range(16)]
@@ -105,7 +105,7 @@ def bulk(size: int, flows: int = 4, rate: int = 10**9) -> Packets:
     for turn in range(size // SUPER):
         conn = conns[turn % flows]
         now += SUPER * 10**9 // rate
-        yield now, conn.send(1, ACK, pool[draw.randrange(16) + 16 * (turn % flows & 1)], now)
+        yield now, conn.send(1, ACK, pool[draw.randrange(16) + 16 * (not words or turn % flows & 1)], now)
         if turn // flows & 1:
             yield now, conn.send(0, ACK, b"", now)
     for conn in conns:
@@ -250,7 +250,12 @@ def http(exchanges: int, flows: int = 16, every_ns: int = 100_000) -> Packets:
         yield from ((now, one) for one in conn.goodbye(now))
 
 
-KINDS: dict[str, Callable[..., Packets]] = {"bulk": bulk, "postgres": postgres, "http": http}
+def archive(size: int, flows: int = 4) -> Packets:
+    """As `bulk`, without words: compressed or encrypted content."""
+    return bulk(size, flows, words=False)
+
+
+KINDS: dict[str, Callable[..., Packets]] = {"bulk": bulk, "archive": archive, "postgres": postgres, "http": http}
 
 
 def write(data: Path, kind: str, amount: int, flows: int = 16) -> int:

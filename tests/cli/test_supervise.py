@@ -82,6 +82,16 @@ def test_the_next_one_waits_until_the_processes_of_a_killed_one_are_gone(
         following.wait()
 
 
+def test_what_records_ends_before_what_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(Child, "start", lambda child: None)
+    monkeypatch.setattr(Child, "stop", lambda child: ended.append(child.name))
+    monkeypatch.setattr(Supervisor, "_await", lambda supervisor, child: setattr(supervisor, "stopping", True))
+    children = [Child(name, []) for name in ("store", "wire", "record", "api")]
+    assert Supervisor(Settings(data=tmp_path), children).run(as_json=True) == 0
+    assert ended == ["api", "wire", "record", "store"]
+
+
 def test_a_process_that_never_ends_is_named_and_nothing_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
