@@ -7,7 +7,7 @@ the body are there, and what they hold is returned.
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from appliance.dissect import Match
@@ -217,18 +217,18 @@ def affected(tag: str) -> int | None:
 
 
 def detect(client: bytes, server: bytes) -> Match:
-    """A start-up packet; or, where the start was not seen, whole typed messages of both sides and nothing else."""
+    """A start-up packet; or, where the start was not seen, a whole request and the begin of its answer.
+
+    Each side is judged by its first messages, so what comes behind them never changes a verdict.
+    """
     if client[:1] == b"\0":
         return _detect_start(client)
-    if (client and client[0] not in CLIENT_TYPES) or (server and server[0] not in SERVER_TYPES):
+    asked, answered = _detect_request(client), _detect_reply(server)
+    if Match.NO in (asked, answered):
         return Match.NO
-    asked, answered = _chain(client, CLIENT_TYPES), _chain(server, SERVER_TYPES)
-    if asked is None or answered is None:
-        return Match.NO
-    if not asked or not answered:
-        return Match.MORE if max(len(client), len(server)) < 4096 else Match.NO
-    whole = _plausible_request(asked) and _plausible_reply(answered)
-    return Match.YES if whole else Match.NO
+    if asked is answered is Match.YES:
+        return Match.YES
+    return Match.MORE if max(len(client), len(server)) < 4096 else Match.NO
 
 
 def _detect_start(client: bytes) -> Match:
@@ -251,39 +251,46 @@ def _detect_start(client: bytes) -> Match:
     return Match.YES if first == b"\0" or first.isalpha() or first == b"_" else Match.NO
 
 
-def _chain(data: bytes, known: bytes) -> list[tuple[int, bytes]] | None:
-    """The whole messages that `data` starts with; None if one of them cannot be."""
-    return list(_messages(data, known)) if all(sane(data, at, known) for at in _places(data)) else None
-
-
-def _places(data: bytes) -> Iterator[int]:
+def _detect_request(data: bytes) -> Match:
+    """A Query: text up to its NUL; or messages of the extended protocol up to a Sync. What follows is not looked at."""
+    if data and data[0] not in b"QPBDEC":
+        return Match.NO
     at = 0
     while at + HEADER <= len(data):
-        yield at
-        at += 1 + max(int.from_bytes(data[at + 1 : at + HEADER], "big"), 4)
+        kind, end = data[at], at + 1 + int.from_bytes(data[at + 1 : at + HEADER], "big")
+        if not sane(data, at, CLIENT_TYPES):
+            return Match.NO
+        if end > len(data):
+            return Match.MORE
+        body = data[at + HEADER : end]
+        if at == 0 and kind == 0x51:
+            return Match.YES if len(body) > 1 and body.find(0) == len(body) - 1 else Match.NO
+        if kind in b"SH" and body:
+            return Match.NO
+        if kind == 0x53:
+            return Match.YES
+        at = end
+    return Match.MORE
 
 
-def _messages(data: bytes, known: bytes) -> Iterator[tuple[int, bytes]]:
-    for at in _places(data):
-        end = at + 1 + int.from_bytes(data[at + 1 : at + HEADER], "big")
-        if end <= len(data):
-            yield data[at], data[at + HEADER : end]
+def _detect_reply(data: bytes) -> Match:
+    """The server's first message, whole, and of a type that answers."""
+    if data and data[0] not in _REPLIES:
+        return Match.NO
+    if len(data) < HEADER:
+        return Match.MORE
+    end = 1 + int.from_bytes(data[1:HEADER], "big")
+    if not sane(data, 0, SERVER_TYPES):
+        return Match.NO
+    if end > len(data):
+        return Match.MORE
+    return Match.YES if _REPLIES[data[0]](data[HEADER:end]) else Match.NO
 
 
-def _plausible_request(chain: list[tuple[int, bytes]]) -> bool:
-    kind, body = chain[0]
-    if kind == 0x51:  # Query: text up to its NUL
-        return body.endswith(b"\0") and b"\0" not in body[:-1] and len(body) > 1
-    kinds = bytes(kind for kind, _ in chain)  # else the extended protocol, up to a Sync
-    return kind in b"PBDEC" and b"S" in kinds and all(not body for kind, body in chain if kind in b"SH")
-
-
-def _plausible_reply(chain: list[tuple[int, bytes]]) -> bool:
-    fits: dict[int, Callable[[bytes], bool]] = {
-        0x5A: lambda body: body in (b"I", b"T", b"E"),
-        0x43: lambda body: body.endswith(b"\0"),
-    }
-    fits.update(dict.fromkeys(b"123nsI", lambda body: not body))
-    fits.update(dict.fromkeys(b"EN", lambda body: body[:1] == b"S" and body.endswith(b"\0\0")))
-    fits.update(dict.fromkeys(b"TD", lambda body: len(body) >= 2))
-    return all(kind in fits and fits[kind](body) for kind, body in chain)
+_REPLIES: Final[dict[int, Callable[[bytes], bool]]] = {
+    0x5A: lambda body: body in (b"I", b"T", b"E"),
+    0x43: lambda body: body.endswith(b"\0"),
+    **dict.fromkeys(b"123nsI", lambda body: not body),
+    **dict.fromkeys(b"EN", lambda body: body[:1] == b"S" and body.endswith(b"\0\0")),
+    **dict.fromkeys(b"TD", lambda body: len(body) >= 2),
+}

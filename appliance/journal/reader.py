@@ -276,13 +276,17 @@ class _Segment:
             self._seal = SegmentSeal(key, header)
             if header.segment != sequence or not self._seal.header_is_authentic(self._raw):
                 raise _BadHeader(header.key_id)
-            self.size = os.fstat(self._file).st_size
         except BaseException:
             os.close(self._file)
             raise
 
     def close(self) -> None:
         os.close(self._file)
+
+    @property
+    def size(self) -> int:
+        """Of the file as it is now: one that somebody cut grows again when its writer goes on."""
+        return os.fstat(self._file).st_size
 
     def current(self) -> bool:
         """False once the file was recycled."""

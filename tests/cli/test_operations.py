@@ -97,9 +97,17 @@ def test_status_of_what_is_dead_says_so(tmp_path: Path) -> None:
     assert api.startswith("api stopped, FAULT stopped: not running; start it")
 
 
+def interruptible() -> None:
+    """Who starts the tests in the background has SIGINT ignored or blocked in all that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+
+
 def test_status_watches_until_it_is_interrupted(living: Path) -> None:
     command = [sys.executable, "-m", "appliance", "status", "--watch", "0.2", "--json", "--data", str(living)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
+    )
     assert process.stdout
     said = [json.loads(process.stdout.readline()) for _ in range(3)]
     process.send_signal(signal.SIGINT)
@@ -112,7 +120,12 @@ def test_status_on_a_terminal(living: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "appliance", "status", "--watch", "0.2", "--data", str(living)]
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+        preexec_fn=interruptible,
     )
     os.close(theirs)
     shown = b""

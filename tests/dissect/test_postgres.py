@@ -690,12 +690,22 @@ def test_detect_a_start(start: bytes) -> None:
         (packet(196608, b"\x01\x02\0\0"), b""),
         (query("SELECT 1"), b"X\0\0\0\4"),
         (query("SELECT\0 1"), IDLE),
-        (query("SELECT 1"), columns("n") + typed("?")),
+        (query("SELECT 1"), typed("?") + columns("n")),
+        (parse("SELECT 1") + typed("?") + SYNC, PARSED),
         (SYNC, b"HTTP/1.1 200 OK"),
     ],
 )
 def test_other_protocols(client: bytes, server: bytes) -> None:
     assert Postgres.detect(client, server) is Match.NO
+
+
+def test_what_comes_behind_a_whole_request_and_answer_changes_no_verdict() -> None:
+    """It may come in the same segment, or in the next one."""
+    for asked in (query("SELECT 1"), parse("SELECT 1") + bind() + EXECUTE + SYNC):
+        for answered in (columns("n"), PARSED, done("SELECT 1")):
+            for behind in (b"", b"?", typed("?"), b"\xff" * 9):
+                assert Postgres.detect(asked + behind, answered + behind) is Match.YES
+    assert Postgres.detect(bind(b"x"), PARSED) is Match.MORE, "the Sync may come"
 
 
 @given(st.binary(max_size=100), st.binary(max_size=100))

@@ -16,6 +16,7 @@ MODULES: Final = {
     "tls": "dissectors",
     "http1": "dissectors",
     "postgres": "dissectors",
+    "values": "values",
     "dns_tcp": "dissectors",
     "dns_udp": "dissectors",
     "raw": "dissectors",
