@@ -22,7 +22,7 @@ SEARCH = os.defpath + ":/usr/sbin:/sbin"
 TIMEOUT = 4.0  # seconds for one run of nft
 START = "start 'verbatim wire', which makes it"
 PLACES = {"program": filters.ARRIVAL, "gate": filters.DEPARTURE}  # pin -> where it is attached
-HALF, FULL = 0.5, 0.7  # of the ring: at three quarters every window is held (bpf/clamp.h), and nobody gets on
+HELD = 0.9  # of the fill at which windows are held (bpf/clamp.h): bulk comes ever nearer to it, and gets on no more
 TRANSLATION = ("snat", "dnat", "masquerade", "redirect")
 LEGACY = ("ip", "ip6")
 
@@ -66,10 +66,12 @@ def ring(settings: Settings) -> Iterator[Finding]:
     finally:
         os.close(fd)
     text = f"{100 * filled / size:.0f} % of {size >> 20} MiB wait for the journal"
-    if filled > FULL * size:
+    clamp = settings.wire.clamp if 0 < settings.wire.clamp < 1 else 0.5  # off: nothing is held
+    held = HELD * (clamp + (1 - clamp) / 3)
+    if filled > held * size:
         remedy = "start 'verbatim wire', or see what keeps it: journal, disk, processor"
         yield Finding(Check.RING, "", Level.FAIL, f"{text}: agents' traffic waits", remedy)
-    elif filled > HALF * size:
+    elif filled > clamp * size:
         remedy = "see what keeps 'verbatim wire': journal, disk, processor"
         yield Finding(Check.RING, "", Level.WARN, text, remedy)
     else:
