@@ -67,6 +67,7 @@ MAX_AGE = 1.0  # seconds from a batch's first row to its insertion
 FRAMES_A_STEP = 64
 LAST_SECONDS = 5.0  # of reading on, when asked to end: the rest is for the next start
 POLL = 0.02  # seconds between two looks at a journal without anything new
+MAX_SNAPSHOT_PAUSE = 30.0  # seconds between two however much they cost: the journal keeps all until then
 BACK_OFF = 0.1, 5.0  # seconds before the first and the last kind of retry
 PATIENCE = 30.0  # seconds for which `drain` waits for the store
 TABLES: dict[type, str] = {
@@ -161,6 +162,8 @@ class Recorder:
             self._open()
         for _ in range(FRAMES_A_STEP):
             if self._parts is None:
+                if not self._snapshot_if_due():
+                    return False
                 frame, self._waiting = self._waiting or self._reader.read(), None
                 if frame is None:
                     return self._rest()
@@ -169,9 +172,8 @@ class Recorder:
                     return False
             if self._work_off():
                 return self._flush()
-        if self._batch and self._clock() - self._since >= MAX_AGE and not self._flush():
-            return False
-        self._snapshot_if_due()
+        if self._batch and self._clock() - self._since >= MAX_AGE:
+            self._flush()
         return not self.fault
 
     def finish(self, *, snapshot: bool = True) -> bool:
@@ -297,9 +299,8 @@ class Recorder:
                 return False
             self._recovering = False
             self._seen = {table: {} for table in TABLES.values()}
-        elif self._batch and self._clock() - self._since >= MAX_AGE and not self._flush():
-            return False
-        self._snapshot_if_due()
+        elif self._batch and self._clock() - self._since >= MAX_AGE:
+            self._flush()
         return False
 
     # -- storing ---------------------------------------------------------------------------------------------------
@@ -356,17 +357,20 @@ class Recorder:
 
     # -- snapshots -------------------------------------------------------------------------------------------------
 
-    def _snapshot_if_due(self) -> None:
+    def _snapshot_if_due(self) -> bool:
+        """Between two frames. False: the store takes no rows. How long it takes for that is not the snapshot's cost."""
+        if self._clock() < self._next_snapshot or self._reader.cursor == self._kept:
+            return True
+        if self._waiting is not None or self._assembler is None:  # the cursor is ahead of the state
+            return True
+        if not self._flush():
+            return False
         begun = self._clock()
-        if begun < self._next_snapshot or self._reader.cursor == self._kept:
-            return
-        if self._waiting is not None or self._parts is not None:  # the cursor is ahead of the state
-            return
-        if self._assembler is None or not self._flush():
-            return
         self._try_snapshot()
         ended = self._clock()
-        self._next_snapshot = ended + max(self._settings.record.snapshot, 10 * (ended - begun))
+        pause = min(10 * (ended - begun), MAX_SNAPSHOT_PAUSE)
+        self._next_snapshot = ended + max(self._settings.record.snapshot, pause)
+        return True
 
     def _try_snapshot(self) -> None:
         """On a disk without room the last snapshot stays, and the journal behind it."""

@@ -163,6 +163,40 @@ def test_all_rows_arrive_and_segments_are_released(settings: config.Settings, sm
     recorder.close()
 
 
+def test_segments_are_released_while_there_is_more_to_read(settings: config.Settings, small: None) -> None:
+    folder = write(settings, FRAMES)
+    recorder = made(settings, folder, MemoryStore())
+    left = recorder.backlog()
+    while not list(folder.glob("*.free")):
+        assert recorder.step()
+        left = recorder.backlog()
+    assert left > 0
+    recorder.close()
+
+
+def test_a_store_that_kept_the_recorder_waiting_does_not_put_off_what_follows(
+    settings: config.Settings, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(settings, FRAMES)
+    store, clock = MemoryStore(), Ticking(0.01)
+    recorder = Recorder(settings, folder, store, store.unfinished, clock=clock)
+    insert = store.insert
+
+    def slowly(batch: Sequence[Row]) -> None:
+        clock.now += 3600.0
+        insert(batch)
+
+    monkeypatch.setattr(store, "insert", slowly)
+    while not list(folder.glob("*.free")):
+        assert recorder.step()
+    monkeypatch.setattr(store, "insert", insert)
+    done, begun = recorder._kept, clock.now
+    while recorder._kept == done:
+        recorder.step()
+        assert clock.now - begun < record.MAX_SNAPSHOT_PAUSE
+    recorder.close()
+
+
 @pytest.mark.parametrize("block", range(4))
 def test_killed_at_every_operation_of_the_store(tmp_path: Path, small: None, block: int) -> None:
     """The recorder dies before or behind any insertion or query; the next one makes up for it exactly."""
