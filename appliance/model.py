@@ -3,7 +3,7 @@
 Times are integers, nanoseconds since the Unix epoch (UTC). Offsets count bytes from the start of one
 direction's stream. Rows (`SessionRow`, `MessageRow`, `ChunkRow`, `FindingRow`, `EventRow`) are what the store
 keeps; each has a `seq` that is gapless from 0 within its session and table, so that what a crash left
-unwritten is known exactly (see `appliance/record.py`).
+unwritten is known exactly (see `appliance/record/`).
 """
 
 from dataclasses import dataclass

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from appliance import config, record, status
+from appliance import config, status
 from appliance.identity.leases import LeaseTable, Now
 from appliance.journal import JournalKey
 from appliance.model import Identity
+from appliance.record import Recorder
 from appliance.wire import leasing
 from tests.killing import Say, killed_at
+from tests.record.test_recorder import FRAMES, MemoryStore, by_table, made, settled, work, write
 from tests.session.traffic import feed
-from tests.test_record import FRAMES, MemoryStore, by_table, made, settled, work, write
 
 NOW = Now(1_790_000_000_000_000_000, 500_000_000_000, "boot")
 
@@ -70,8 +71,8 @@ def test_the_journal_key(tmp_path: Path) -> None:
 
 def test_a_snapshot_and_the_release_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorder dies while it keeps its state: the next one goes on from the former one or from the new one."""
-    monkeypatch.setattr(record, "MAX_ROWS", 8)
-    monkeypatch.setattr(record, "FRAMES_A_STEP", 3)
+    monkeypatch.setattr("appliance.record.recorder.MAX_ROWS", 8)
+    monkeypatch.setattr("appliance.record.recorder.FRAMES_A_STEP", 3)
     expected = by_table(feed(FRAMES))
     folders = iter(range(10_000))
 
@@ -91,7 +92,7 @@ def test_a_snapshot_and_the_release_behind_it(tmp_path: Path, monkeypatch: pytes
         reader = made(settings, folder, store)
         work(reader)
 
-        def keep(say: Say, reader: record.Recorder = reader) -> None:
+        def keep(say: Say, reader: Recorder = reader) -> None:
             reader.write_snapshot()
 
         died, _ = killed_at(number, keep)

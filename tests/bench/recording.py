@@ -14,10 +14,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from uuid import UUID
 
-from appliance import record
 from appliance.config import load
 from appliance.model import Row
-from appliance.record import Recorder, Sink
+from appliance.record import Recorder, Sink, service
 from appliance.store import rows
 from appliance.store.client import open_store
 
@@ -62,7 +61,7 @@ def main(data: Path, name: str, *, nowhere: bool) -> None:
     with opened as sink:
         counting = Counting(sink)
         recorder = Recorder(settings, data / "journal" / name, counting, lambda stream, node, source: [])
-        record.spare_collector()
+        service.spare_collector()
         backlog = recorder.backlog()
         began, used = time.monotonic(), time.process_time()
         while recorder.step() or recorder.backlog() or recorder.fault:

@@ -17,6 +17,7 @@ from appliance.errors import DamagedEvidence, Unavailable
 from appliance.journal import Frame, JournalKey, Writer
 from appliance.model import ChunkRow, Coverage, Direction, Ending, EventRow, Row, SessionRow
 from appliance.record import TABLES, Recorder
+from appliance.record.recorder import MAX_SNAPSHOT_PAUSE
 from appliance.session import assembler
 from tests.session.test_assembler import busy, clock, hello, numbered, opened
 from tests.session.traffic import MS, PSH, SECOND, STREAM, T0, Peer, Recorded, feed, ingest, span
@@ -143,8 +144,8 @@ def settings(tmp_path: Path) -> config.Settings:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many batches and snapshots out of little traffic; frames are worked off record by record."""
     monkeypatch.setattr(assembler, "PART_BYTES", 1)
-    monkeypatch.setattr(record, "MAX_ROWS", 8)
-    monkeypatch.setattr(record, "FRAMES_A_STEP", 3)
+    monkeypatch.setattr("appliance.record.recorder.MAX_ROWS", 8)
+    monkeypatch.setattr("appliance.record.recorder.FRAMES_A_STEP", 3)
 
 
 FRAMES = ingest(busy(), size=3)
@@ -193,7 +194,7 @@ def test_a_store_that_kept_the_recorder_waiting_does_not_put_off_what_follows(
     done, begun = recorder._kept, clock.now
     while recorder._kept == done:
         recorder.step()
-        assert clock.now - begun < record.MAX_SNAPSHOT_PAUSE
+        assert clock.now - begun < MAX_SNAPSHOT_PAUSE
     recorder.close()
 
 
@@ -247,7 +248,7 @@ def test_killed_around_snapshots(tmp_path: Path, small: None, monkeypatch: pytes
                 if name == "write_snapshot":
                     patched.setattr(Recorder, name, die)
                 elif name == "release":
-                    patched.setattr(record, name, die)
+                    patched.setattr(f"appliance.record.recorder.{name}", die)
                 else:
                     patched.setattr(Path, name, die)
             try:
@@ -533,7 +534,7 @@ def test_drain_of_a_stream_without_an_end(settings: config.Settings) -> None:
 
 
 def test_drain_gives_up_on_a_store_that_stays_away(settings: config.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "PATIENCE", 0.05)
+    monkeypatch.setattr("appliance.record.service.PATIENCE", 0.05)
     folder = write(settings, FRAMES, "ingest-1")
     store = MemoryStore()
     store.failures = 1 << 30
@@ -631,7 +632,7 @@ def test_a_batch_is_not_as_large_as_what_a_frame_makes(
     settings: config.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One frame can hold bodies that decode to far more than its size; its rows leave in between."""
-    monkeypatch.setattr(record, "MAX_ROWS", 5)
+    monkeypatch.setattr("appliance.record.recorder.MAX_ROWS", 5)
     monkeypatch.setattr(assembler, "PART_BYTES", 1)
     frames = ingest(busy(), size=30)
     folder = write(settings, frames)

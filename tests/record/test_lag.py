@@ -9,9 +9,9 @@ from appliance.errors import Unavailable
 from appliance.model import SessionRow
 from appliance.record import Recorder
 from appliance.status import Status
+from tests.record.test_recorder import MemoryStore, made, settled, work, write
 from tests.session.test_assembler import busy
 from tests.session.traffic import ingest
-from tests.test_record import MemoryStore, made, settled, work, write
 
 FRAMES = ingest(busy(), size=3)
 

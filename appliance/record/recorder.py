@@ -1,40 +1,16 @@
-"""The recorder: journal in, rows into the store, each exactly once.
+"""One journal stream's way into the store; see the package."""
 
-    Reader ─► Assembler ─► batch ─► store.insert ─► snapshot ─► release of journal segments
-                 ▲                                     │
-                 └────────────── after a crash ◄───────┘
-
-A snapshot (assembler and journal cursor) is written only when every row up to it is stored. After a crash the recorder
-reads on from the last snapshot; that gives the same rows again, and since the rows of one session in one table are
-stored in order, those already there are a prefix: they are skipped by `last_seqs`, events by `last_position`.
-
-While the store does not answer, the batch is kept as it is (a repeated batch is recognised by its content) and nothing
-more is read: memory stays bounded, the journal grows, and traffic stalls before the disk is full.
-
-Without a usable snapshot, and with a journal that no longer begins at its first frame, sessions that were open can't be
-continued: an event `state-lost` says so, they are closed as `interrupted`, and what goes on is picked up midstream,
-where the journal was released: what lies before that is stored. So it is with a new journal in place of the old one.
-
-Snapshots are pickles; the data folder belongs to the appliance alone (mode 0700). See `appliance/session/state.py`.
-"""
-
-import gc
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 from uuid import UUID
 
 import structlog
 
-from appliance import status
 from appliance.config import Settings
-from appliance.errors import DamagedEvidence, MalformedInput, Refused, Unavailable, VerbatimError
+from appliance.errors import DamagedEvidence, Refused, Unavailable, VerbatimError
 from appliance.journal import (
     Cursor,
     Damage,
@@ -46,7 +22,6 @@ from appliance.journal import (
     release,
     set_damage_aside,
 )
-from appliance.log import configure
 from appliance.model import (
     ChunkRow,
     Coverage,
@@ -57,7 +32,7 @@ from appliance.model import (
     Row,
     SessionRow,
 )
-from appliance.session import state
+from appliance.record.snapshot import Snapshot
 from appliance.session.assembler import Assembler
 from appliance.session.identifiers import STATE_LOST, frame_position
 
@@ -65,11 +40,8 @@ MAX_ROWS = 30_000  # of one batch
 MAX_BYTES = 32 << 20  # as `_weight` counts
 MAX_AGE = 1.0  # seconds from a batch's first row to its insertion
 FRAMES_A_STEP = 64
-LAST_SECONDS = 5.0  # of reading on, when asked to end: the rest is for the next start
-POLL = 0.02  # seconds between two looks at a journal without anything new
 MAX_SNAPSHOT_PAUSE = 30.0  # seconds between two however much they cost: the journal keeps all until then
 BACK_OFF = 0.1, 5.0  # seconds before the first and the last kind of retry
-PATIENCE = 30.0  # seconds for which `drain` waits for the store
 TABLES: dict[type, str] = {
     SessionRow: "sessions",
     MessageRow: "messages",
@@ -78,7 +50,6 @@ TABLES: dict[type, str] = {
 }
 
 log = structlog.get_logger()
-Progress = Callable[[int, int], None]
 
 
 class Sink(Protocol):
@@ -113,7 +84,7 @@ class Recorder:
         self._unfinished = unfinished
         self._keep = keep  # the journal is not released
         self._clock = clock
-        self._snapshot = settings.data / "state" / f"record-{folder.name}.snapshot"
+        self._snapshot = Snapshot(settings.data / "state" / f"record-{folder.name}.snapshot")
         self._batch: list[Row] = []
         self._weight = 0
         self._since = 0.0
@@ -136,7 +107,6 @@ class Recorder:
         self.fault = ""  # why the store does not take rows now
         self.stored = 0
         self._strange = False  # the snapshot was of another journal stream
-        self._snapshot_fault = ""
         self._open()
 
     def _open(self) -> None:
@@ -207,7 +177,7 @@ class Recorder:
             "torn_tails": self._reader.torn_tails,
             "faults": {
                 name: text
-                for name, text in (("snapshot-failed", self._snapshot_fault), ("store-refuses", self.fault))
+                for name, text in (("snapshot-failed", self._snapshot.fault), ("store-refuses", self.fault))
                 if text
             },
             "store": self.fault or "ok",
@@ -218,7 +188,7 @@ class Recorder:
 
     def forget(self) -> None:
         """Remove the snapshot: everything is in the store and the stream will not be read again."""
-        self._snapshot.unlink(missing_ok=True)
+        self._snapshot.forget()
 
     def close(self) -> None:
         self._reader.close()
@@ -378,46 +348,22 @@ class Recorder:
             return
         try:
             self.write_snapshot()
-            self._snapshot_fault = ""
         except OSError as error:
-            text = f"{self._snapshot}: {error.strerror}; make room: until then the journal keeps what was read"
-            if text != self._snapshot_fault:
-                log.error("snapshot-failed", reason=text)
-            self._snapshot_fault = text
-            self._snapshot.with_suffix(".new").unlink(missing_ok=True)
+            self._snapshot.give_up(error)
 
     def write_snapshot(self) -> None:
         """Every row is stored: keep the state, then let the writer have the journal's segments."""
         cursor = self._reader.cursor
-        folder = self._snapshot.parent
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = self._snapshot.with_suffix(".new")
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            state.dump((cursor, self._assembler, self._orphans, self.closed), file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._snapshot)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        self._snapshot.write((cursor, self._assembler, self._orphans, self.closed))
         self._kept = cursor
         if not self._keep:
             release(self._folder, cursor, self._settings.journal.keep_bytes)
 
     def _load(self) -> Cursor | None:
-        try:
-            with self._snapshot.open("rb") as file:
-                cursor, machine, orphans, closed = state.load(file)
-        except FileNotFoundError:
+        content = self._snapshot.load()
+        if content is None:
             return None
-        except OSError as error:
-            log.error("snapshot-unused", reason=error.strerror)
-            return None
-        except DamagedEvidence as error:
-            log.error("snapshot-unused", reason=str(error))
-            return None
+        cursor, machine, orphans, closed = content
         assert isinstance(cursor, Cursor)
         assert isinstance(machine, Assembler)
         machine.use(self._settings.record)
@@ -437,104 +383,3 @@ def _interrupted(row: SessionRow) -> SessionRow:
     worst = Coverage.ONE_SIDED if row.coverage is Coverage.ONE_SIDED else Coverage.PARTIAL
     findings = tuple(sorted({*row.findings, "state-lost"}))
     return replace(row, seq=row.seq + 1, ending=Ending.INTERRUPTED, coverage=worst, findings=findings)
-
-
-def run(settings: Settings) -> None:
-    """Serve the wire's stream until SIGTERM or SIGINT; then store what is read and write a snapshot."""
-    from appliance.store.client import open_store
-    from appliance.store.unfinished import open_sessions
-
-    configure(settings.log_level, "record")
-    ended = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        ended.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    with open_store(settings, "writer", embed=False) as store:
-        shared = bool(settings.store.url)
-        recorder = _opened(
-            settings,
-            store,
-            lambda stream, node, source: open_sessions(store, source, (stream, node) if shared else None),
-            ended,
-        )
-        if recorder is None:
-            status.withdraw(settings.data, "record")
-            return
-        spare_collector()
-        try:
-            _serve(recorder, settings.data, ended)
-            if not recorder.finish():
-                log.warning("stopped-early", reason=recorder.fault)
-        finally:
-            recorder.close()
-            status.withdraw(settings.data, "record")
-
-
-def _opened(settings: Settings, store: Sink, unfinished: Unfinished, ended: threading.Event) -> Recorder | None:
-    """Of the wire's stream; waits while that is of another version, until the wire process has set it aside."""
-    while not ended.is_set():
-        try:
-            return Recorder(settings, settings.data / "journal" / "wire", store, unfinished)
-        except MalformedInput as error:
-            log.error("journal-version", reason=str(error))
-            status.publish(settings.data, "record", {"store": "ok", "faults": {"journal-version": str(error)}})
-            ended.wait(1.0)
-    return None
-
-
-def spare_collector() -> None:
-    """Rows live for seconds and die without cycles: Python's cycle collector would walk over them again and again."""
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
-
-
-def _serve(recorder: Recorder, data: Path, ended: threading.Event) -> None:
-    published = 0.0
-    while not ended.is_set():
-        busy = recorder.step()
-        if time.monotonic() - published >= 1.0:
-            status.publish(data, "record", recorder.values())
-            published = time.monotonic()
-        if not busy:
-            ended.wait(POLL)
-    deadline = time.monotonic() + LAST_SECONDS
-    while recorder.step() and time.monotonic() < deadline:
-        pass
-
-
-def drain(settings: Settings, folder: Path, store: Sink, progress: Progress) -> None:
-    """Store all of an ingest's finished stream. `progress(done, total)`: bytes of the journal.
-
-    The journal is kept, so that the same call may be repeated after any failure. Raises `Unavailable` when the store
-    does not take rows for `PATIENCE`, and `DamagedEvidence` when the stream has no end.
-    """
-    spare_collector()
-    recorder = Recorder(settings, folder, store, lambda stream, node, source: [], keep=True)
-    try:
-        total = recorder.backlog()
-        failing_since: float | None = None
-        while not recorder.closed:
-            busy = recorder.step()
-            if recorder.fault:
-                failing_since = failing_since or time.monotonic()
-                if time.monotonic() - failing_since > PATIENCE:
-                    raise Unavailable(recorder.fault)
-                time.sleep(POLL)
-                continue
-            failing_since = None
-            left = recorder.backlog()
-            progress(total - left, total)
-            if not busy and not recorder.closed:
-                raise DamagedEvidence(f"{folder}: the journal has no end; ingest the file again")
-        deadline = time.monotonic() + PATIENCE
-        while not recorder.finish(snapshot=False):  # it would be removed a moment later
-            if time.monotonic() > deadline:
-                raise Unavailable(recorder.fault)
-            time.sleep(POLL)
-        progress(total, total)
-        recorder.forget()
-    finally:
-        recorder.close()
