@@ -20,6 +20,7 @@ from appliance.journal.key import KEY_ID_BYTES, JournalKey, sync_folder
 
 FORMAT = "verbatim-journal"
 _SETTLED_NS = 100_000_000  # file systems date a folder's changes in ticks of up to 10 ms
+_YOUNG_NS = 20_000_000  # the age at which a listing is made again that may lack a change of the same tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +41,31 @@ class Listing:
 
 
 class Folder:
-    """A stream's folder. Listings are repeated only after the folder has changed."""
+    """A stream's folder. Listings are repeated only after the folder has changed.
+
+    One that was made in the very tick of a change may lack the next one, for `_YOUNG_NS` at most; `forget` ends that.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._listing = Listing({}, {})
-        self._listed_at = -1
+        self._changed = -1  # the folder's time of change, as of the listing
+        self._listed = 0
 
     def segment(self, sequence: int) -> Path:
         return self.path / f"{sequence:016x}.seg"
+
+    def forget(self) -> None:
+        """The folder was changed: the next listing is made anew."""
+        self._changed = -1
 
     def listing(self) -> Listing:
         try:
             changed = self.path.stat().st_mtime_ns
         except FileNotFoundError:
             return Listing({}, {})
-        if changed == self._listed_at:
+        now = time.time_ns()
+        if changed == self._changed and (self._listed - changed > _SETTLED_NS or 0 <= now - self._listed < _YOUNG_NS):
             return self._listing
         segments: dict[int, int] = {}
         free: dict[str, int] = {}
@@ -70,7 +80,7 @@ class Folder:
                 except (FileNotFoundError, ValueError):  # renamed meanwhile, or not ours
                     continue
         self._listing = Listing(dict(sorted(segments.items())), dict(sorted(free.items())))
-        self._listed_at = changed if time.time_ns() - changed > _SETTLED_NS else -1
+        self._changed, self._listed = changed, now
         return self._listing
 
     def following(self, sequence: int) -> int | None:

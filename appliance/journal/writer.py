@@ -213,6 +213,7 @@ class Writer:
             os.close(self._making)
             self._making = -1
             path.rename(self._free_name())
+            self._folder.forget()
         return True
 
     def close(self) -> None:
@@ -257,6 +258,7 @@ class Writer:
         return JournalFull(f"{self._folder.path}: {why}; let the recorder catch up or give the journal more room")
 
     def _rotate(self, kind: FrameKind) -> None:
+        self._folder.forget()
         if self._slots(kind, self._disk_free()) < 1:
             raise self._full("the journal has reached its limit")
         self.sync()
@@ -276,6 +278,7 @@ class Writer:
             if self._settings.durability == "fsync":
                 os.fsync(file)
             path.rename(self._folder.segment(sequence))
+            self._folder.forget()
             if self._settings.durability == "fsync":
                 sync_folder(self._folder.path)
         except OSError as error:
