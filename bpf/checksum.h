@@ -46,13 +46,10 @@ static __always_inline int check_ipv4_header(struct __sk_buff *skb, struct scrat
 static __always_inline int is_unverified(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 at = s->transport + offsetof(struct tcphdr, check);
-	__u16 before, *now = (__u16 *)s->bytes;
+	__u16 before = s->check, *now = (__u16 *)s->bytes;
 
 	if (skb->gso_size || bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0)
 		return 0;
-	if (LOAD(skb, at, s, sizeof(before)))
-		return 1;
-	before = *now;
 	if (bpf_l4_csum_replace(skb, at, 0, 1, sizeof(before)) || LOAD(skb, at, s, sizeof(before)))
 		return 1;
 	if (*now == before)

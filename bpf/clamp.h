@@ -89,8 +89,8 @@ static __always_inline __u32 least(struct tracked *tracked)
 	return SEGMENTS_MIN * (mine < other ? mine : other);
 }
 
-/* Fill at which windows are held. */
-static __always_inline __u64 hold_level(struct settings *settings)
+/* Fill at which windows are held. A ring has less than 2^32 bytes: 32 bits, which older processors divide faster. */
+static __always_inline __u32 hold_level(struct settings *settings)
 {
 	return settings->clamp + (settings->ring - settings->clamp) / HOLD_PART;
 }
@@ -113,9 +113,9 @@ static __always_inline __u32 calm_allowance(struct scratch *s, struct settings *
 static __always_inline __u32 allowance(struct scratch *s, struct settings *settings, struct pressure *pressure,
 				       struct window *sender, __u32 floor)
 {
-	__u64 ring = settings->ring, used = s->used, hold = hold_level(settings);
-	__u64 brink = ring - ring / BRINK_PART, share, usual;
-	__u32 tick = s->record.time >> TICK, age;
+	__u32 ring = settings->ring, used = s->used, hold = hold_level(settings);
+	__u32 brink = ring - ring / BRINK_PART, tick = s->record.time >> TICK, age;
+	__u64 share, usual;
 
 	if (used >= brink)
 		return 0;

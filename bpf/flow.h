@@ -201,6 +201,17 @@ static __always_inline int is_borrowed(struct scratch *s, struct lease *lease)
 	return (*high || *low) && (*high != *from || *low != *end);
 }
 
+/* Nobody vouches for the source of a packet of an unbound flow but the routes. They are asked once for a client that
+ * stays behind its interface, each time for a server among the agents. */
+static __always_inline int strays(struct __sk_buff *skb, struct scratch *s, struct flow *flow)
+{
+	if (s->role != ROLE_AGENT || s->related)
+		return 0;
+	if (s->record.side == SIDE_CLIENT && ((struct tracked *)flow)->ifindex == skb->ifindex)
+		return 0;
+	return is_spoofed(skb, s);
+}
+
 /* The identity that the packet travels under: asked for each packet, so that expiry and revocation cut live flows. */
 static __always_inline int ask_leases(struct __sk_buff *skb, struct scratch *s, struct flow *flow, __u8 unbound)
 {
@@ -210,7 +221,7 @@ static __always_inline int ask_leases(struct __sk_buff *skb, struct scratch *s, 
 
 	if (flow && flow->flags & RECORD_F_UNBOUND && unbound) {
 		record->flags |= RECORD_F_UNBOUND;
-		return REASON_NONE;
+		return strays(skb, s, flow) ? REASON_SPOOFED : REASON_NONE;
 	}
 	lease = bpf_map_lookup_elem(MAP(MAP_LEASES), s->flow_key.source);
 	if (!lease || (lease->ifindex && record->side == SIDE_CLIENT && lease->ifindex != skb->ifindex)) {
@@ -265,6 +276,7 @@ static __always_inline struct flow *open_flow(struct scratch *s, struct flow *fo
 	fresh->last = s->record.time;
 	fresh->lease = s->record.lease;
 	fresh->flags = s->record.flags & RECORD_F_UNBOUND;
+	s->fresh.ifindex = s->record.ifindex;
 	remember_rule(s, fresh, unbound);
 	if (!bpf_map_update_elem(MAP(MAP_FLOWS), &s->flow_key, fresh, former ? BPF_ANY : BPF_NOEXIST)) {
 		account_flow(s, fresh->lease, 1);
@@ -315,11 +327,11 @@ static __always_inline int admit(struct __sk_buff *skb, struct scratch *s, struc
 		reason = ask_leases(skb, s, flow, unbound);
 	if (!reason && is_impostor(skb, s))
 		reason = REASON_IMPOSTOR;
+	/* What carries nothing always gets through: nobody would send a reset or the last acknowledgement again. */
+	if (!reason && (record->payload || record->protocol != IPPROTO_TCP) && exceeds_share(s, record->lease))
+		reason = REASON_RING_SHARE;
 	if (!reason && former)
 		reason = close_former(s, former);
-	/* What carries nothing always gets through: nobody would send a reset or the last acknowledgement again. */
-	if (!reason && flow && (record->payload || record->protocol != IPPROTO_TCP) && exceeds_share(s, flow->lease))
-		reason = REASON_RING_SHARE;
 	if (reason || flow)
 		return reason;
 	if (!may_hold(s, record->lease))

@@ -39,8 +39,8 @@ static __always_inline __u32 reserved_from(struct scratch *s)
 	return s->record.protocol == IPPROTO_TCP && !s->record.payload && !s->related ? 0 : RING_RESERVED;
 }
 
-/* Copy packet bytes behind the record's header. The verifier wants lengths that it knows: so pieces of constant length,
- * where the last one overlaps the one before. Nothing is copied beyond the packet, and no space of the ring is wasted. */
+/* Copy packet bytes to the record. The verifier wants lengths that it knows: so pieces of constant length, where the last
+ * one overlaps the one before. Nothing is copied beyond the packet, and no space of the ring is wasted. */
 static __always_inline int copy_piece(struct __sk_buff *skb, struct bpf_dynptr *slot, __u32 from, __u32 at, __u32 size)
 {
 	void *to = bpf_dynptr_data(slot, sizeof(struct record) + at, size);
@@ -48,13 +48,26 @@ static __always_inline int copy_piece(struct __sk_buff *skb, struct bpf_dynptr *
 	return !to || bpf_skb_load_bytes(skb, from + at, to, size);
 }
 
+/* The record's header and the first piece. */
+static __always_inline int copy_first(struct __sk_buff *skb, struct scratch *s, struct bpf_dynptr *slot, __u32 size)
+{
+	struct record *record = bpf_dynptr_data(slot, 0, sizeof(*record) + size);
+
+	if (!record)
+		return -1;
+	*record = s->record;
+	return bpf_skb_load_bytes(skb, s->packet, record + 1, size);
+}
+
 static __always_inline int copy_packet(struct __sk_buff *skb, struct scratch *s, struct bpf_dynptr *slot)
 {
 	__u32 length = s->record.length, from = s->packet;
 
 	if (length >= PIECE) {
+		if (copy_first(skb, s, slot, PIECE))
+			return -1;
 #pragma clang loop unroll(disable)
-		for (__u32 i = 0; i < PACKET_BYTES_MAX / PIECE; i++) {
+		for (__u32 i = 1; i < PACKET_BYTES_MAX / PIECE; i++) {
 			__u32 at = i * PIECE;
 
 			if (at + PIECE > length)
@@ -66,9 +79,11 @@ static __always_inline int copy_packet(struct __sk_buff *skb, struct scratch *s,
 	}
 #define TRY(SIZE)                                                                                                      \
 	if (length >= (SIZE))                                                                                          \
-	return copy_piece(skb, slot, from, 0, SIZE) || copy_piece(skb, slot, from, length - (SIZE), SIZE)
+	return copy_first(skb, s, slot, SIZE) || copy_piece(skb, slot, from, length - (SIZE), SIZE)
 	TRY(4096);
 	TRY(2048);
+	if (length <= 2 * 768) /* what a usual link takes at once */
+		TRY(768);
 	TRY(1024);
 	TRY(512);
 	TRY(256);
@@ -84,7 +99,6 @@ static __always_inline int record_packet(struct __sk_buff *skb, struct scratch *
 {
 	__u32 size = sizeof(struct record) + s->record.length;
 	struct bpf_dynptr slot;
-	struct record *record;
 
 	if (!has_room(s, size, reserved_from(s)))
 		return REASON_RING_FULL;
@@ -93,17 +107,10 @@ static __always_inline int record_packet(struct __sk_buff *skb, struct scratch *
 		bpf_ringbuf_discard_dynptr(&slot, 0);
 		return REASON_RING_FULL;
 	}
-	record = bpf_dynptr_data(&slot, 0, sizeof(*record));
-	if (!record || copy_packet(skb, s, &slot)) {
+	if (copy_packet(skb, s, &slot)) {
 		bpf_ringbuf_discard_dynptr(&slot, 0);
 		return REASON_MALFORMED;
 	}
-	record = bpf_dynptr_data(&slot, 0, sizeof(*record));
-	if (!record) {
-		bpf_ringbuf_discard_dynptr(&slot, 0);
-		return REASON_MALFORMED;
-	}
-	*record = s->record;
 	bpf_ringbuf_submit_dynptr(&slot, 0);
 	return REASON_NONE;
 }

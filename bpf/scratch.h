@@ -64,8 +64,9 @@ struct scratch {
 	__u32 ring;   /* its bytes */
 	__u32 used;   /* of them, when the packet came */
 	__u16 mss;
+	__u16 check;  /* TCP's checksum, as it came */
 	__u8 scaled;  /* the SYN offers a window scale */
-	__u8 spare;
+	__u8 spare[3];
 	__u8 bytes[64]; /* the header in hand */
 };
 

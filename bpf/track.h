@@ -73,12 +73,11 @@ static __always_inline void count(struct scratch *s, struct flow *flow)
 	__u8 end;
 
 	flow->last = record->time;
-	flow->rule = s->rule;
-	flow->lane = record->lane;
 	if (s->related)
 		return;
 	__sync_fetch_and_add(&mine->packets, 1);
-	__sync_fetch_and_add(&mine->bytes, record->payload);
+	if (record->payload)
+		__sync_fetch_and_add(&mine->bytes, record->payload);
 	if (record->protocol != IPPROTO_TCP)
 		return;
 	end = track(s, mine, other);

@@ -33,6 +33,7 @@ static __always_inline int parse_tcp(struct __sk_buff *skb, struct scratch *s)
 	record->ack = bpf_ntohl(tcp->ack_seq);
 	record->window = bpf_ntohs(tcp->window);
 	record->tcp_flags = s->bytes[13];
+	s->check = tcp->check;
 	record->header = s->transport - s->packet + header;
 	record->payload = s->end - s->transport - header;
 	s->opens = (record->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;

@@ -206,7 +206,7 @@ struct tracked { /* 184 bytes; the value of map flows. User space reads the flow
 	struct flow flow;
 	struct window windows[2];
 	__u32 rules; /* settings.rules when map rules let the flow pass, by .flow.rule; plus 1 if that one is unbound */
-	__u32 reserved;
+	__u32 ifindex; /* behind which the flow's client was when it opened it */
 };
 
 #define HELD_BYTES 120

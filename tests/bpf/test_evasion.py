@@ -189,6 +189,30 @@ def test_no_lease_has_more_flows_than_the_setting(open_bench: Bench) -> None:
     assert open_bench.send(IP(src=A4, dst=S4) / UDP(sport=2001, dport=53)).verdict == "drop"
 
 
+@pytest.mark.parametrize(("client", "server"), [(A4, S4), (A6, S6)], ids=["v4", "v6"])
+def test_nobody_speaks_for_either_side_of_an_unbound_flow(bench: Bench, client: str, server: str) -> None:
+    def packet(source: str, destination: str, layer: Any) -> Any:
+        return (IPv6(src=source, dst=destination) if ":" in source else IP(src=source, dst=destination)) / layer
+
+    other = bench.upstream
+    bench.role(other, abi.Role.AGENT)
+    for to in ("0.0.0.0/0", "::/0"):
+        bench.rule(to, unbound=True)
+        bench.network(to, 1)
+    for network in ("10.0.1.0/24", "fd00:1::/64"):
+        bench.network(network, bench.agent)
+    asks = packet(client, server, UDP(sport=5000, dport=53) / b"who is it")
+    answer = packet(server, client, UDP(sport=53, dport=5000) / b"me")
+    assert bench.send(asks).verdict == "forward"
+    for interface in (bench.agent, other):
+        assert bench.send(answer, interface).verdict == "drop"
+    assert bench.send(asks, other).verdict == "drop"
+    assert bench.counters()["spoofed"] == 3
+    bench.role(bench.upstream, abi.Role.UPSTREAM)
+    assert bench.receive(answer).verdict == "forward"
+    assert bench.send(asks).verdict == "forward"
+
+
 @pytest.mark.parametrize(("one", "other"), [("10.0.1.5", "10.0.2.5"), ("fd00:1::5", "fd00:2::5")], ids=["v4", "v6"])
 def test_without_leases_a_network_shares_one_quota(bench: Bench, one: str, other: str) -> None:
     """Any number of addresses in an agent's own /64 is still one owner."""
@@ -234,6 +258,20 @@ def test_one_agent_does_not_fill_the_ring(open_bench: Bench) -> None:
     assert open_bench.send(flood).verdict == "drop"
     open_bench.ring.drain()
     assert open_bench.send(flood).verdict == "forward"
+
+
+def test_flows_that_only_open_share_the_ring_too(open_bench: Bench) -> None:
+    """Each datagram from another port: all of them are the same agent's."""
+    open_bench.hold = True
+    for number in range(28):
+        opening = IP(src=A4, dst=S4) / UDP(sport=1000 + number, dport=2000) / bytes(3000)
+        assert open_bench.send(opening).verdict == "forward"
+    books = open_bench.map("quotas").lookup(owner(7))
+    assert books
+    assert abi.Quota.unpack(books).since > 3000
+    fill(open_bench, IP(src=A4, dst=S4) / UDP(sport=1000, dport=2000) / bytes(1000))
+    assert open_bench.send(IP(src=A4, dst=S4) / UDP(sport=3000, dport=2000) / bytes(1000)).verdict == "drop"
+    assert open_bench.counters()["ring_share"] == 2
 
 
 def test_a_share_is_what_is_in_the_ring_now(open_bench: Bench) -> None:
