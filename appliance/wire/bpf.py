@@ -5,13 +5,14 @@ command in the text; what is no failure (no such key) is a return value.
 """
 
 import ctypes
+import errno
 import os
 import platform
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 HASH: Final = 1
 ARRAY: Final = 2
@@ -50,8 +51,8 @@ def _call(command: int, what: str, attr: bytes) -> tuple[int, bytes]:
     return result, buffer.raw
 
 
-def _address(buffer: object) -> int:
-    return ctypes.addressof(buffer)  # type: ignore[arg-type]
+def _address(buffer: ctypes.Array[Any]) -> int:
+    return ctypes.addressof(buffer)
 
 
 def possible_cpus() -> int:
@@ -196,13 +197,14 @@ class Map:
                 return
             except OSError as error:
                 # One bucket of the hash holds more entries than the batch has room for. What was seen is seen again.
-                if error.errno != 28 or room >= self.max_entries:
+                if error.errno != errno.ENOSPC or room >= self.max_entries:
                     raise
                 room = min(room * 8, self.max_entries)
 
     def _batches_of(self, room: int, command: int) -> Iterator[tuple[bytes, bytes]]:
         keys = ctypes.create_string_buffer(self.key_size * room)
         values = ctypes.create_string_buffer(self._stride * room)
+        names, contents = memoryview(keys), memoryview(values)  # .raw would copy all of them for each entry
         token = ctypes.create_string_buffer(max(8, self.key_size))
         layout = struct.Struct("<QQQQIIQQ")
         start, last = 0, False
@@ -211,12 +213,13 @@ class Map:
             attr = ctypes.create_string_buffer(layout.pack(*fields), layout.size)
             if _libc.syscall(_SYSCALL, command, attr, layout.size) < 0:
                 code = ctypes.get_errno()
-                if code != 2:
-                    raise OSError(code, f"bpf MAP_LOOKUP_BATCH: {os.strerror(code)}")
-                last = True  # ENOENT: these were the last ones
+                if code != errno.ENOENT:
+                    what = "LOOKUP" if command == _LOOKUP_BATCH else "LOOKUP_AND_DELETE"
+                    raise OSError(code, f"bpf MAP_{what}_BATCH: {os.strerror(code)}")
+                last = True
             for index in range(layout.unpack(attr.raw)[4]):
-                key = keys.raw[index * self.key_size : (index + 1) * self.key_size]
-                yield key, values.raw[index * self._stride : (index + 1) * self._stride]
+                key = names[index * self.key_size : (index + 1) * self.key_size]
+                yield bytes(key), bytes(contents[index * self._stride : (index + 1) * self._stride])
             start = _address(token)
 
 

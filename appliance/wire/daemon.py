@@ -10,6 +10,7 @@ import selectors
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import IntEnum
@@ -27,7 +28,7 @@ from appliance.identity.leases import LeaseTable, Now, identity_from_json, lease
 from appliance.journal import FrameKind, JournalKey, Writer, set_foreign_aside
 from appliance.log import configure
 from appliance.wire import clock, filters, former, interlock, leasing, loader, maps
-from appliance.wire.abi import COUNTER_COUNT, Counter, Reason
+from appliance.wire.abi import COUNTER_COUNT, Counter, Meta, Reason
 from appliance.wire.control import SOCKET, Client, Json, Server
 from appliance.wire.drain import Drain
 from appliance.wire.faults import Faults
@@ -108,7 +109,8 @@ class Daemon:
         self._rules = 0  # while they change, flows remember no answer
         self._stall(False)
         maps.reconcile(program.map("rules"), rules, "rules")
-        self._rules = maps.rules_number(rules)
+        meta = Meta.unpack(program.map("meta").lookup(bytes(4)) or b"")
+        self._rules = maps.rules_number(rules, meta.program)
         self._stall(False)
         table = self._load_leases(state / "leases.json", now)
         self._leasing = Leasing(
@@ -127,15 +129,17 @@ class Daemon:
         held, pressure = program.map("held"), program.map("pressure")
         self._reopener = self._keep(Reopener(held, pressure, maps.reopening_level(wire)))
         self._survey: Iterator[None] | None = None
+        self._due: deque[Callable[[Now], None]] = deque()  # chores of this second, one a turn
         self._swept = now.boottime
         self._ended = -1  # leases that had ended when the last survey began
         self._second = 0
         self._moved = 0
         self._place(now)
+        self._watch.guard(now)
         self._take_over(formers)
 
         self._selector.register(self._ring, selectors.EVENT_READ, lambda mask: None)
-        self._selector.register(lock, selectors.EVENT_READ, self._rules_changed)
+        self._selector.register(lock, selectors.EVENT_READ, self._ruleset_changed)
         self._selector.register(self._interfaces, selectors.EVENT_READ, self._news)
         self._keep(Server(run / SOCKET, self._answer, self._selector))
 
@@ -199,9 +203,12 @@ class Daemon:
 
     def _chores(self, now: Now) -> bool:
         """What the clock asks for. True: there is more to do at once."""
-        if now.boottime - self._second >= SECOND:
+        if now.boottime - self._second >= SECOND and not self._due:
             self._second = now.boottime
-            self._each_second(now)
+            self._due.extend(self._each_second)
+        if self._due:
+            self._carefully(self._due.popleft(), now)
+            return True
         due = (
             now.boottime - self._swept >= (HURRY if self._sweeper.crowded else SWEEP)
             or self._ended != self._leasing.ended
@@ -212,17 +219,16 @@ class Daemon:
         if self._survey is not None:
             if next(self._survey, self) is self:
                 self._survey = None
-                self._sweep()
             return True
         return not self._ring.fill and self._writer.prepare()
 
-    def _each_second(self, now: Now) -> None:
-        self._leasing.expire(now)
-        for chore in (self._place, self._watch.lock, self._tick, self._settle, self._publish):
-            self._carefully(chore, now)
+    @property
+    def _each_second(self) -> tuple[Callable[[Now], None], ...]:
+        watch = self._watch
+        return self._leasing.expire, watch.guard, watch.lock, self._place, self._tick, self._settle, self._publish
 
     def _carefully(self, chore: Callable[[Now], None], now: Now) -> None:
-        """What fails is tried again in a second; draining goes on meanwhile, and the other lock holds."""
+        """What fails is tried again in a second; draining goes on meanwhile, and the other locks hold."""
         try:
             chore(now)
         except (VerbatimError, OSError, NetlinkError) as error:
@@ -239,7 +245,7 @@ class Daemon:
         value = loader.settings_value(self._settings.wire, self._ports, stalled=stalled, rules=self._rules)
         maps.put(self._program.map("settings"), bytes(4), value, "settings")
 
-    def _rules_changed(self, mask: int) -> None:
+    def _ruleset_changed(self, mask: int) -> None:
         self._watch.lock(self._notes.now())
 
     def _news(self, mask: int) -> None:
@@ -250,7 +256,8 @@ class Daemon:
 
     def _place(self, now: Now) -> None:
         """Interfaces or addresses may have changed: bring maps and leases up to date, and attach to what is new."""
-        for name in self._interfaces.refresh():
+        found = self._interfaces.refresh()
+        for name in found:
             self._notes.event("interface-found", f"interface {name} is there again", now, interface=name)
         program, roles = self._program, self._interfaces.roles
         indexes = {index: roles[name] for name, index in self._interfaces.indexes.items()}
@@ -258,7 +265,8 @@ class Daemon:
         maps.reconcile(program.map("interfaces"), maps.interface_entries(indexes), "interfaces")
         maps.reconcile(program.map("networks"), maps.network_entries(self._neighbours.networks()), "networks")
         self._leasing.moved(self._interfaces.agents)
-        self._watch.guard(now)
+        if found:
+            self._watch.guard(now)
 
     def _settle(self, now: Now) -> None:
         """What is wrong now, here and in the other processes, is put on record."""
@@ -272,12 +280,15 @@ class Daemon:
         self._faults.watch({name: each for name, each in said.items() if name != "wire"}, now)
 
     def _look(self, now: Now) -> Iterator[None]:
-        """Through all flows: what is over, and what lost its lease, which both ends are told."""
+        """Through all flows: what is over is ended, and both ends are told of what lost its lease."""
         yield from self._sweeper.survey(self._leasing.numbers, now.boottime)
         yield from self._sweeper.cut(lambda: self._leasing.numbers, self._resetter.reset)
+        while self._sweeper.unfinished and self._sweep():
+            yield
+        self._carefully(self._tend, self._notes.now())
 
-    def _sweep(self) -> None:
-        """End what is over, behind everything that the ring holds about it."""
+    def _sweep(self) -> bool:
+        """End a slice of what is over, behind what the ring holds about it. False: the journal takes nothing."""
         self._drain_all()
         now = self._notes.now()
         swept = self._sweeper.finish(now.boottime)
@@ -288,9 +299,9 @@ class Daemon:
             self._writer.sync()
         except Unavailable as error:
             log.warning("sweep-delayed", reason=str(error))
-            return
+            return False
         self._sweeper.forget(swept)
-        self._carefully(self._tend, now)
+        return True
 
     def _tend(self, now: Now) -> None:
         """What may have changed unheard: neighbour entries, and refusals of which no record tells."""

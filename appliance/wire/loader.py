@@ -24,14 +24,15 @@ from pathlib import Path
 from appliance import config
 from appliance.errors import MalformedInput, Unavailable
 from appliance.wire import abi, bpf, filters, former, headers, program
+from appliance.wire.maps import MAX_NETWORKS, MAX_RULES
 
-RULES_MAX = 16384
+RULES_MAX = 16 * MAX_RULES  # those of before stay until those of now are there
 REFUSALS_MAX = 8192
 PORTS_MAX = 8
 HELD_MAX = 4096
 SCRATCH_BYTES = 1024
-ROUTES_MAX = 16384
-NETWORKS_MAX = 1024  # owners of flows without a lease
+ROUTES_MAX = 2 * MAX_NETWORKS
+OWNERS_UNBOUND = 1024  # networks of clients without a lease, which own flows together
 
 _BPFFS_MAGIC = 0xCAFE4A11
 
@@ -92,7 +93,7 @@ class Program:
 def map_shapes(settings: config.Wire) -> dict[str, Shape]:
     """The maps by name, in the order of `abi.MapIndex`."""
     address, flow = 16, abi.FlowKey.LAYOUT.size
-    owners = 2 * settings.max_leases + NETWORKS_MAX  # leases that ended have flows for a while
+    owners = 2 * settings.max_leases + OWNERS_UNBOUND  # leases that ended have flows for a while
     return {
         "leases": Shape(bpf.HASH, address, abi.LeaseValue.LAYOUT.size, settings.max_leases),
         "rules": Shape(bpf.LPM_TRIE, abi.RuleKey.LAYOUT.size, abi.RuleValue.LAYOUT.size, RULES_MAX, bpf.NO_PREALLOC),

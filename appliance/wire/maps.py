@@ -28,7 +28,12 @@ PRESENT = U32.pack(1)
 TCP, UDP, ICMP, ICMPV6 = 6, 17, 1, 58
 LANES = {"tap": Lane.TAP, "relay": Lane.RELAY, "refuse": Lane.REFUSE}
 MAX_RULES = 1024
-MAX_NETWORKS = 16384
+MAX_NETWORKS = 16384  # routes that are told to the program
+REMEDIES = {  # when a map is full
+    "leases": "raise wire.max_leases",
+    "interfaces": "name fewer interfaces in wire.agents and wire.upstream",
+    "locals": "take addresses off the gateway's interfaces",
+}
 RULE_HEAD_BITS = 32  # bits of struct rule_key between prefixlen and network
 
 Entries = Mapping[bytes, bytes]
@@ -37,7 +42,8 @@ Entries = Mapping[bytes, bytes]
 def rule_entries(rules: Sequence[config.Rule]) -> dict[bytes, bytes]:
     """Map `rules`: struct rule_key → struct rule, numbered from 1 in the order of the configuration.
 
-    Raises `MalformedInput` for two rules about the same destination, port and protocol.
+    The longest networks come first: while they are brought into the map, a part that a wider rule leaves out is closed
+    before that one is there. Raises `MalformedInput` for two rules about the same destination, port and protocol.
     """
     if len(rules) > MAX_RULES:
         raise MalformedInput(f"rules: {len(rules)} are too many; write at most {MAX_RULES}")
@@ -56,12 +62,15 @@ def rule_entries(rules: Sequence[config.Rule]) -> dict[bytes, bytes]:
         if key in entries:
             raise MalformedInput(f"rules: number {number} ({rule.to}) repeats an earlier one; remove one of the two")
         entries[key] = RuleValue(id=number, lane=LANES[rule.lane], unbound=rule.unbound, prefix=prefix).pack()
-    return entries
+    return dict(sorted(entries.items(), key=lambda entry: -U32.unpack_from(entry[0])[0]))
 
 
-def rules_number(entries: Entries) -> int:
-    """Names the content of map `rules` for flows that remember its answer: even, never 0, the same for the same."""
-    content = sha256(b"".join(key + value for key, value in sorted(entries.items()))).digest()
+def rules_number(entries: Entries, program: bytes) -> int:
+    """Names the content of map `rules` for flows that remember its answer: even, never 0, the same for the same.
+
+    `program`: what judges by them, as `meta` names it.
+    """
+    content = sha256(program + b"".join(key + value for key, value in sorted(entries.items()))).digest()
     return int.from_bytes(content[:4], "little") & ~1 or 2
 
 
@@ -100,28 +109,37 @@ def interface_entries(indexes: Mapping[int, Role]) -> dict[bytes, bytes]:
 
 
 def reopening_level(settings: config.Wire) -> int:
-    """Bytes in the ring below which windows open again: a little less than where `bpf/clamp.h` holds them."""
+    """Bytes in the ring below which windows open again: a little less than where `bpf/clamp.h` holds some, or all."""
     clamp = settings.ring_bytes * settings.clamp
-    return int(clamp + (settings.ring_bytes - clamp) / 4)
+    return int(min(clamp + (settings.ring_bytes - clamp) / 4, settings.ring_bytes * 0.6))
 
 
 def reconcile(target: Map, wanted: Entries, name: str) -> tuple[bytes, ...]:
-    """Make `target` hold exactly `wanted`; gives back the keys that were deleted.
+    """Make `target` hold exactly `wanted`; gives back the keys that were deleted: last, but where the map is full.
 
-    Raises `Unavailable` when the kernel's map is full.
+    Raises `Unavailable` when the kernel's map is full all the same.
     """
     there = dict(target.items())
-    for key, value in wanted.items():
-        if there.get(key) != value:
-            put(target, key, value, name)
+    fresh = {key: value for key, value in wanted.items() if there.get(key) != value}
     stale = tuple(key for key in there if key not in wanted)
-    for key in stale:
-        target.delete(key)
+    if len(there) + len(fresh.keys() - there.keys()) > target.max_entries:
+        _delete(target, stale)
+    for key, value in fresh.items():
+        put(target, key, value, name)
+    _delete(target, stale)
     return stale
 
 
+def _delete(target: Map, keys: Iterable[bytes]) -> None:
+    for key in keys:
+        target.delete(key)
+
+
 def put(target: Map, key: bytes, value: bytes, name: str) -> None:
+    """Set an entry. Raises `Unavailable` when the map is full."""
     try:
         target.update(key, value)
     except OSError as error:
-        raise Unavailable(f"kernel map {name}: {error.strerror or error}; raise its limit in [wire]") from error
+        remedy = REMEDIES.get(name, "let it hold less")
+        room = f"it has room for {target.max_entries} entries"
+        raise Unavailable(f"kernel map {name}: {error.strerror or error}, {room}; {remedy}") from error

@@ -4,8 +4,9 @@ The program writes FLOW_END and REFUSAL records itself while packets come. A flo
 gone, sends none any more; the ring may have had no room for a FLOW_END; and the last refusals of a burst wait in their
 map for a next packet. Their records are made here, for the journal's PLAIN layout.
 
-A sweep surveys the maps in small steps, so that the ring can be drained in between, and then looks once more at each
-entry that seemed over before it is ended.
+A sweep surveys the maps in small steps, so that the ring can be drained in between, and then ends what seemed over, a
+slice at a time: each entry is looked at once more, its records are journaled, and it is deleted if it is still the
+same, since a client may use the ports of an ended flow again at any moment.
 """
 
 from collections.abc import Callable, Iterator, Set
@@ -34,6 +35,7 @@ LINGER = 5_000_000_000  # ns for which an ended flow stays known, for its last r
 HASTE = 1_000_000_000  # the same while the table is crowded
 CROWDED = 4  # is it while more than one part in so many of it is taken
 STEP = 1024  # entries looked at in one go
+SLICE = 256  # entries ended in one go
 CUTS = 64  # flows cut in one go
 NOWHERE = bytes(16)
 PROTOCOL = 36  # offset of flow_key.protocol
@@ -56,11 +58,11 @@ class Terms:
 
 @dataclass(slots=True)
 class Swept:
-    """Records to journal, in PLAIN layout, and the keys of `flows` and `refusals` to delete afterwards."""
+    """Records to journal, in PLAIN layout, and the entries of `flows` and `refusals` to delete afterwards."""
 
     records: list[bytes] = field(default_factory=list)
-    flows: list[tuple[bytes, int]] = field(default_factory=list)  # with its lease
-    refusals: list[bytes] = field(default_factory=list)
+    flows: list[tuple[bytes, bytes]] = field(default_factory=list)
+    refusals: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def spans(self, limit: int) -> Iterator[bytes]:
         """The records as payloads of at most `limit` bytes each."""
@@ -142,7 +144,8 @@ class Sweeper:
         self._unanswered_idle = int(settings.unanswered_idle * 1e9)
         self._interval = int(settings.refusal_interval * 1e9)
         self._gone: dict[int, int] = {}  # leases not in force that flows bear: since when
-        self._over: list[bytes] = []
+        self._over: list[bytes] = []  # keys of flows, from the end on
+        self._bursts: list[bytes] = []  # keys of refusals
         self._orphans: list[bytes] = []  # live TCP flows whose lease is not in force
         self.alive = 0
 
@@ -157,6 +160,7 @@ class Sweeper:
         leases: set[int] = set()
         self._over.clear()
         self._orphans.clear()
+        self._bursts.clear()
         count = 0
         self._quotas.begin(now_ns)
         for count, (key, value) in enumerate(self._flows.items(), 1):
@@ -173,6 +177,11 @@ class Sweeper:
         self._found = count
         self.alive = count - len(self._over)
         self._gone = {lease: self._gone.get(lease, now_ns) for lease in leases - live - {0}}
+        for seen, (key, value) in enumerate(self._refusals.items(), 1):
+            if refusals(key, value, now_ns, self._interval):
+                self._bursts.append(key)
+            if seen % STEP == 0:
+                yield
 
     def cut(self, live: Callable[[], Set[int]], reset: Callable[[FlowKey, Flow], None]) -> Iterator[None]:
         """`reset` what lost its lease, as the last survey found, `CUTS` flows from one yield to the next.
@@ -187,34 +196,50 @@ class Sweeper:
                 if value is not None and (flow := Flow.unpack(value)).lease not in spared and not flow.end:
                     reset(FlowKey.unpack(key), flow)
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the last survey found more than was finished since."""
+        return bool(self._over or self._bursts)
+
     def finish(self, now_ns: int) -> Swept:
-        """Look again at what seemed over; to be called when the ring is drained, so that a flow's end comes last."""
+        """Look again at a slice of what seemed over; when the ring is drained, so that a flow's end comes last."""
         terms = self._terms(now_ns)
         swept = Swept()
-        for key in self._over:
+        for key in _taken(self._over):
             value = self._flows.lookup(key)
             if value is None or (end := ending(key, value, terms)) is FlowEnd.LIVE:
                 continue
-            swept.flows.append((key, Flow.HEAD.unpack_from(value)[2]))
+            swept.flows.append((key, value))
             if record := flow_end(key, value, end, now_ns):
                 swept.records.append(record)
-        for key, value in self._refusals.items():
-            if record := refusals(key, value, now_ns, self._interval):
-                swept.refusals.append(key)
+        for key in _taken(self._bursts):
+            value = self._refusals.lookup(key)
+            if value is not None and (record := refusals(key, value, now_ns, self._interval)):
+                swept.refusals.append((key, value))
                 swept.records.append(record)
         return swept
 
     def forget(self, swept: Swept) -> None:
-        """Delete what was journaled."""
-        self._quotas.release([flow for flow in swept.flows if self._flows.delete(flow[0])])
-        for key in swept.refusals:
-            self._refusals.delete(key)
-        self._over.clear()
+        """Delete what was journaled, but for what has gone on meanwhile."""
+        gone = []
+        for key, value in swept.flows:
+            if self._flows.lookup(key) == value and self._flows.delete(key):
+                gone.append((key, int(Flow.HEAD.unpack_from(value)[2])))
+        self._quotas.release(gone)
+        for key, value in swept.refusals:
+            if self._refusals.lookup(key) == value:
+                self._refusals.delete(key)
 
     def _terms(self, now_ns: int) -> Terms:
         cut = frozenset(lease for lease, since in self._gone.items() if now_ns - since >= LINGER)
         linger = HASTE if self.crowded else LINGER
         return Terms(now_ns, self._flow_idle, self._datagram_idle, self._unanswered_idle, cut, linger)
+
+
+def _taken(keys: list[bytes]) -> list[bytes]:
+    """The next slice, which is gone from `keys` then."""
+    slice_, keys[-SLICE:] = keys[-SLICE:], []
+    return slice_
 
 
 def _record(kind: Kind, time: int, source: bytes, destination: bytes) -> Record:

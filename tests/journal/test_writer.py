@@ -1,6 +1,8 @@
 import errno
 import mmap
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -284,3 +286,33 @@ def test_other_segment_size_takes_no_old_files(tmp_path: Path) -> None:
         assert writer.size() <= 8 * 16384
     assert {path.stat().st_size for path in tmp_path.glob("*.seg")} == {8192, 16384}
     assert not isinstance(Reader(tmp_path, KEY).read(), Damage)
+
+
+def test_a_folder_in_motion_is_not_listed_for_each_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system tells changes of one tick not apart: a listing made in it serves for a moment all the same."""
+    listings = 0
+
+    def scandir(path: Path, real: Callable[[Path], object] = os.scandir) -> object:
+        nonlocal listings
+        listings += 1
+        return real(path)
+
+    with Writer(tmp_path, KEY, settings=settings(segment_bytes=2**20)) as writer:
+        monkeypatch.setattr("appliance.journal.folder.os.scandir", scandir)
+        begun = time.monotonic()
+        for number in range(500):
+            writer.append(FrameKind.SPAN, bytes(100), time_ns=number)
+            assert writer.room() > 0
+        elapsed = time.monotonic() - begun
+    assert listings <= 3 + elapsed / 0.02
+
+
+def test_room_that_another_process_made_is_found_at_once(tmp_path: Path) -> None:
+    """The recorder releases segments in the very tick in which the journal was full."""
+    with Writer(tmp_path, KEY, settings=settings()) as writer:
+        fill(writer)
+        with Reader(tmp_path, KEY) as reader:
+            while reader.read() is not None:
+                pass
+            release(tmp_path, reader.cursor)
+        assert fill(writer) > 0

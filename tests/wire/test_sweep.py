@@ -26,7 +26,7 @@ from appliance.wire.abi import (
 )
 from appliance.wire.quotas import Quotas
 from appliance.wire.records import records
-from appliance.wire.sweep import LINGER, Sweeper, Swept, Terms, ending
+from appliance.wire.sweep import LINGER, SLICE, Sweeper, Swept, Terms, ending
 
 S = 1_000_000_000
 NOW = 10_000 * S
@@ -88,12 +88,13 @@ class Kernel:
         """A whole sweep; the records that it wrote."""
         for _ in self.sweeper.survey(live, now):
             pass
-        swept = self.sweeper.finish(now)
         found = []
-        for span in swept.spans(2**20):
-            frame = Frame(1, FrameKind.SPAN, 0, span, 0, 0, PLAIN)
-            found += [(record, bytes(data)) for _, record, data in records(frame)]
-        self.sweeper.forget(swept)
+        while self.sweeper.unfinished:
+            swept = self.sweeper.finish(now)
+            for span in swept.spans(2**20):
+                frame = Frame(1, FrameKind.SPAN, 0, span, 0, 0, PLAIN)
+                found += [(record, bytes(data)) for _, record, data in records(frame)]
+            self.sweeper.forget(swept)
         return found
 
 
@@ -180,6 +181,38 @@ def test_ended_flows_go_sooner_from_a_crowded_table(kernel: Kernel) -> None:
     assert sweeper.crowded
     list(sweeper.survey({1}, NOW))
     assert len(sweeper.finish(NOW).flows) == 100
+
+
+def test_flows_are_ended_a_slice_at_a_time(kernel: Kernel) -> None:
+    for port in range(600):
+        kernel.flows.update(key(port), flow(4000).pack())
+    for _ in kernel.sweeper.survey({1}, NOW):
+        pass
+    sizes, ended = [], set()
+    while kernel.sweeper.unfinished:
+        swept = kernel.sweeper.finish(NOW)
+        sizes.append(len(swept.flows))
+        ended |= {name for name, _ in swept.flows}
+        kernel.sweeper.forget(swept)
+    assert (max(sizes), sum(sizes), len(ended)) == (SLICE, 600, 600)
+    assert list(kernel.flows.keys()) == []
+
+
+def test_a_flow_that_began_anew_while_the_former_was_ended_lives_on(kernel: Kernel) -> None:
+    kernel.flows.update(key(1), flow(10, FlowEnd.FIN, reported=1).pack())
+    kernel.flows.update(key(2), flow(10, FlowEnd.FIN, reported=1).pack())
+    kernel.refusals.update(
+        RefusalKey(pack_address("10.0.0.1"), Reason.NO_RULE, 0).pack(), RefusalValue(NOW - 2 * S, 41).pack()
+    )
+    for _ in kernel.sweeper.survey({1}, NOW):
+        pass
+    swept = kernel.sweeper.finish(NOW)
+    kernel.flows.update(key(1), flow(0).pack())
+    (burst,) = kernel.refusals.keys()
+    kernel.refusals.update(burst, RefusalValue(NOW, 2).pack())
+    kernel.sweeper.forget(swept)
+    assert list(kernel.flows.items()) == [(key(1), flow(0).pack())]
+    assert RefusalValue.unpack(kernel.refusals.lookup(burst) or b"") == RefusalValue(NOW, 2)
 
 
 def test_a_survey_goes_in_steps(kernel: Kernel) -> None:
