@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -90,8 +90,16 @@ def ask(address: str, port: int, count: int, pause: float = 0.0) -> dict[str, ob
     return {"microseconds": sorted(times)}
 
 
-def connect(address: str, port: int, seconds: float) -> dict[str, object]:
-    """Connections one after the other, each with one request and its answer."""
+def connect(address: str, port: int, seconds: float, clients: int) -> dict[str, object]:
+    """New connections of so many clients, each of them one after the other."""
+    begun = time.monotonic()
+    with ProcessPoolExecutor(clients) as pool:
+        done = sum(pool.map(connect_again, *zip(*[(address, port, seconds)] * clients, strict=True)))
+    return {"connections": done, "seconds": time.monotonic() - begun}
+
+
+def connect_again(address: str, port: int, seconds: float) -> int:
+    """Connections one after the other, each with one request and its answer; how many."""
     begun, done = time.monotonic(), 0
     while time.monotonic() - begun < seconds:
         with socket.create_connection((address, port)) as connection:
@@ -99,7 +107,7 @@ def connect(address: str, port: int, seconds: float) -> dict[str, object]:
             while connection.recv(MESSAGE):
                 pass
         done += 1
-    return {"connections": done, "seconds": time.monotonic() - begun}
+    return done
 
 
 def main(role: str, *arguments: str) -> None:
@@ -114,8 +122,8 @@ def main(role: str, *arguments: str) -> None:
             print(json.dumps(send(address, int(port), float(seconds), int(flows), Path(path))))
         case "ask", (address, port, count, pause):
             print(json.dumps(ask(address, int(port), int(count), float(pause))))
-        case "connect", (address, port, seconds):
-            print(json.dumps(connect(address, int(port), float(seconds))))
+        case "connect", (address, port, seconds, clients):
+            print(json.dumps(connect(address, int(port), float(seconds), int(clients))))
         case _:
             sys.exit(str(__doc__))
 
