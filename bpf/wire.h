@@ -65,7 +65,8 @@ enum counter {
 	COUNTER_CLAMPED = 38, /* packets forwarded with a lower window than they came with */
 	COUNTER_HELD = 39, /* times that a window was held */
 	COUNTER_UNTOLD = 40, /* plus a reason: refused packets that no refusal record tells of, refusal_rate was used up */
-	COUNTER_COUNT = 72,
+	COUNTER_TOLD = 72, /* plus a reason: of these, the packets that user space has put on record; none of the program's */
+	COUNTER_COUNT = 104,
 };
 
 /* The maps, in the order in which the program numbers them. */
@@ -85,7 +86,7 @@ enum map {
 	MAP_RELEASED = 12,  /* hash: struct owner -> u64 flows that were taken out of map flows since .opened began; not
 			     * written by the program */
 	MAP_BUDGET = 13,    /* array of one struct budget */
-	MAP_NETWORKS = 14,  /* LPM trie: struct network_key -> u32 index of the interface that the routes lead to */
+	MAP_NETWORKS = 14,  /* LPM trie: struct network_key -> u32 index of the interface that the routes lead to, 0: several */
 	MAP_HELD = 15,      /* hash: struct flow_key, as the packet's sender sends -> struct held; user space takes them out */
 	MAP_PRESSURE = 16,  /* array of one struct pressure */
 	MAP_COUNT = 17,

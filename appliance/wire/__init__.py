@@ -3,8 +3,11 @@
 In: packets on the agent-facing and upstream-facing interfaces, leases over the control socket, rules from the settings.
 Out: spans of records, leases and events in the journal; marks on packets, which the interlock forwards or drops.
 
-    loader (program, maps, ring; pinned) ── drain (ring -> journal) ── leasing (leases -> journal -> kernel)
-    interlock (nftables) ── interfaces (attach, watch) ── sweep (flows that ended) ── resets ── control (socket)
+    loader (programs, maps, ring; pinned) ── drain (ring -> journal) ── former (rings that were replaced)
+    control (socket) ── leasing (leases -> journal -> kernel) ── neighbours (routes, link-layer addresses)
+    watch ── filters (TC) on interfaces, interlock (nftables) ── faults (what is wrong, what was put back)
+    sweep (flows that ended) ── quotas (who has how many) ── resets (told to both ends) ── windows (opened again)
+    notes (what the process itself has to say) ── untold (refusals without a record) ── news (changes in the kernel)
     daemon: the loop around them
 
 What must never happen here: the ring is advanced before the journal has the span; a lease is in the kernel before it is

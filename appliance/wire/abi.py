@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 ABI = 1
 
@@ -73,9 +73,10 @@ class Counter(IntEnum):
     CLAMPED = 38
     HELD = 39
     UNTOLD = 40
+    TOLD = 72
 
 
-COUNTER_COUNT = 72
+COUNTER_COUNT = 104
 
 
 class MapIndex(IntEnum):
@@ -107,10 +108,6 @@ class FlowEnd(IntEnum):
     IDLE = 3
     CUT = 4
 
-
-WINDOW_F_SCALED = 0x01
-WINDOW_F_EDGE = 0x02
-WINDOW_F_HELD = 0x04
 
 RECORD_F_VLAN = 0x01
 RECORD_F_GSO = 0x02
@@ -146,13 +143,14 @@ class Packed:
     """A dataclass whose fields are those of a C struct without padding, in order."""
 
     LAYOUT: ClassVar[struct.Struct]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> Self:
         return cls(*cls.LAYOUT.unpack_from(data, offset))
 
     def pack(self) -> bytes:
-        return self.LAYOUT.pack(*(getattr(self, field.name) for field in fields(self)))  # type: ignore[arg-type]
+        return self.LAYOUT.pack(*(getattr(self, field.name) for field in fields(self)))
 
 
 @dataclass(slots=True)

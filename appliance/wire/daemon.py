@@ -37,7 +37,7 @@ from appliance.wire.leasing import Leasing
 from appliance.wire.neighbours import Neighbours
 from appliance.wire.notes import Notes
 from appliance.wire.quotas import Quotas
-from appliance.wire.resets import Resetter
+from appliance.wire.resets import Sender
 from appliance.wire.ring import SPAN, Ring
 from appliance.wire.sweep import Sweeper
 from appliance.wire.untold import Untold
@@ -125,9 +125,9 @@ class Daemon:
         quotas = Quotas(program.map("quotas"), program.map("released"))
         self._sweeper = Sweeper(program.map("flows"), program.map("refusals"), quotas, wire)
         self._untold = Untold(program.map("counters"))
-        self._resetter = self._keep(Resetter())
+        self._sender = self._keep(Sender())
         held, pressure = program.map("held"), program.map("pressure")
-        self._reopener = self._keep(Reopener(held, pressure, maps.reopening_level(wire)))
+        self._reopener = Reopener(held, pressure, maps.reopening_level(wire), self._sender.send)
         self._survey: Iterator[None] | None = None
         self._due: deque[Callable[[Now], None]] = deque()  # chores of this second, one a turn
         self._swept = now.boottime
@@ -192,6 +192,7 @@ class Daemon:
                 time.sleep(IDLE if self._drain.stalled else GATHER if gathered > LITTLE else LULL)
                 gathered = 0
         self._drain_all()
+        self._carefully(self._tell_of_refusals, self._notes.now())
         self._notes.event("wire-stopped", "the wire process ended; program, ring and interlock stay", self._notes.now())
         status.withdraw(self._settings.data, "wire")
 
@@ -282,10 +283,11 @@ class Daemon:
     def _look(self, now: Now) -> Iterator[None]:
         """Through all flows: what is over is ended, and both ends are told of what lost its lease."""
         yield from self._sweeper.survey(self._leasing.numbers, now.boottime)
-        yield from self._sweeper.cut(lambda: self._leasing.numbers, self._resetter.reset)
+        yield from self._sweeper.cut(lambda: self._leasing.numbers, self._sender.reset)
         while self._sweeper.unfinished and self._sweep():
             yield
-        self._carefully(self._tend, self._notes.now())
+        for chore in (self._tend, self._tell_of_refusals):
+            self._carefully(chore, self._notes.now())
 
     def _sweep(self) -> bool:
         """End a slice of what is over, behind what the ring holds about it. False: the journal takes nothing."""
@@ -304,11 +306,16 @@ class Daemon:
         return True
 
     def _tend(self, now: Now) -> None:
-        """What may have changed unheard: neighbour entries, and refusals of which no record tells."""
+        """Neighbour entries may have changed unheard."""
         self._leasing.tend()
+
+    def _tell_of_refusals(self, now: Now) -> None:
+        """Those of which no record tells."""
         if news := self._untold.news():
             text = f"{sum(news.values())} refused packets of too many sources to tell of each"
             self._notes.event("refusals-untold", text, now, packets={_word(Reason(r)): n for r, n in news.items()})
+        if self._notes.flush():
+            self._untold.keep()
 
     def _load_leases(self, path: Path, now: Now) -> LeaseTable:
         limits = self._settings.leases.max_seconds, self._settings.wire.max_leases
@@ -359,7 +366,7 @@ class Daemon:
             "recorded": {"packets": counts[Counter.PACKETS], "bytes": counts[Counter.BYTES]},
             "refusals": {_word(reason): counts[reason] for reason in Reason if counts[reason]},
             "others": {_word(other): counts[other] for other in Counter if Counter.BYTES < other < Counter.UNTOLD}
-            | {"untold": sum(counts[Counter.UNTOLD :])},
+            | {"untold": sum(counts[Counter.UNTOLD : Counter.TOLD])},
             "journal": {
                 "bytes": self._writer.size(),
                 "room": self._writer.room(),

@@ -52,14 +52,16 @@ def beside(bpffs: Path) -> Path:
 
 
 def find(bpffs: Path) -> Iterator[Former]:
-    """The rings of former sets, oldest first."""
+    """The rings of former sets, oldest first. What `remove` left of a set when it died is removed."""
     for folder in folders(bpffs):
         named, ring = bpf.get(folder / "meta"), bpf.get(folder / "ring")
         meta = None
         if named is not None:
             meta = abi.Meta.unpack(bpf.Map(named).lookup(bytes(4)) or bytes(abi.Meta.LAYOUT.size))
             os.close(named)
-        if ring is not None:
+        if ring is None:
+            unpin(folder)
+        else:
             name, version = (meta.ring.hex(), meta.abi) if meta else ("", 0)
             yield Former(folder, ring, bpf.Map(ring).max_entries, name, version)
 
@@ -107,8 +109,14 @@ def drain(former: Former, node: str, writer: Writer, notes: Notes) -> dict[str, 
 
 
 def remove(former: Former) -> None:
-    """Unpin a drained set."""
+    """Unpin a drained set: its ring before all else, lest it be drained once more without its name."""
     os.close(former.fd)
-    for entry in former.folder.iterdir():
+    (former.folder / "ring").unlink()
+    unpin(former.folder)
+
+
+def unpin(folder: Path) -> None:
+    """Remove one set of pins."""
+    for entry in folder.iterdir():
         entry.unlink()
-    former.folder.rmdir()
+    folder.rmdir()

@@ -7,7 +7,7 @@ again. News can be lost and not all changes are told: so it is looked each secon
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -16,31 +16,20 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from appliance import config
 from appliance.errors import MalformedInput, Refused, Unavailable
+from appliance.wire import filters
 from appliance.wire.abi import Role
+from appliance.wire.filters import Filter, Place
+from appliance.wire.news import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK, RTMGRP_TC, News
 
-RTMGRP_LINK = 0x1  # linux/rtnetlink.h
-RTMGRP_TC = 0x8
-RTMGRP_IPV4_IFADDR = 0x10
-RTMGRP_IPV6_IFADDR = 0x100
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40  # linux/if.h
 BROADCAST = "255.255.255.255"
 MAX_NAMES = 8  # of interfaces in one text
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """How a program is attached (appliance/wire/filters.py), by interface index; `name` as faults call it."""
-
-    attach: Callable[[int], None]
-    attached: Callable[[int], bool]
-    name: str = "filter"
 
 
 @dataclass(slots=True)
 class Guarded:
     """What looking after one program's filters came to: names of interfaces, and reasons by name."""
 
-    placed: list[str]  # where it had not been before
     restored: list[str]  # where it was gone
     failing: dict[str, str]
 
@@ -63,11 +52,9 @@ class Interfaces:
         self._expected = frozenset(expected)
         self._addresses: frozenset[str] = frozenset()
         self._flags: dict[str, int] = {}
-        self._known: set[tuple[str, int]] = set()  # program and index of what was attached once
+        self._known: set[tuple[Place, int]] = set()  # hook and index of what was attached once
         groups = RTMGRP_LINK | RTMGRP_TC | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
-        self._news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._news.setblocking(False)
-        self._news.bind((0, groups))
+        self._news = News(socket.NETLINK_ROUTE, groups)
         self.netlink = IPRoute()
 
     def fileno(self) -> int:
@@ -79,15 +66,7 @@ class Interfaces:
 
     def news(self) -> bool:
         """Whether links, addresses or filters changed since the last call."""
-        heard = False
-        try:
-            while self._news.recv(65536):
-                heard = True
-        except BlockingIOError:
-            pass
-        except OSError:  # overrun: something was missed
-            heard = True
-        return heard
+        return self._news.heard()
 
     @property
     def agents(self) -> dict[str, int]:
@@ -103,26 +82,27 @@ class Interfaces:
         self._addresses = frozenset(self._list_addresses())
         return [name for name, index in self.indexes.items() if index != before.get(name)]
 
-    def guard(self, filters: Filters) -> Guarded:
+    def guard(self, wanted: Filter) -> Guarded:
         """Attach the program wherever it is not."""
-        done = Guarded([], [], {})
+        done = Guarded([], {})
         for name, index in self.indexes.items():
             try:
-                if filters.attached(index):
-                    self._known.add((filters.name, index))
+                if filters.attached(wanted, index, self.netlink):
+                    self._known.add((wanted.place, index))
                     continue
-                filters.attach(index)
+                filters.attach(wanted, index, self.netlink)
             except (Unavailable, NetlinkError, OSError) as error:
                 if interface_index(name) == index:  # else it vanished meanwhile, and the next look will tell
                     done.failing[name] = str(error)
                 continue
-            (done.restored if (filters.name, index) in self._known else done.placed).append(name)
-            self._known.add((filters.name, index))
+            if (wanted.place, index) in self._known:
+                done.restored.append(name)
+            self._known.add((wanted.place, index))
         return done
 
-    def took_over(self, *filters: Filters) -> None:
+    def took_over(self, *wanted: Filter) -> None:
         """These programs ran before this process did: where they are not attached, they were removed."""
-        self._known |= {(each.name, index) for each in filters for index in self.indexes.values()}
+        self._known |= {(each.place, index) for each in wanted for index in self.indexes.values()}
 
     def faults(self) -> Iterator[tuple[str, str]]:
         """Name and text of what the last `refresh` showed to be wrong."""

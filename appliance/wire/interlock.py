@@ -28,7 +28,9 @@ what marks packets, or leads them past the forward hook, is told (`Interlock.str
 """
 
 import contextlib
+import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -37,11 +39,10 @@ from ipaddress import ip_address
 
 from appliance.errors import MalformedInput, Unavailable
 from appliance.wire.abi import MARK_RECORDED, MARK_REFUSED
+from appliance.wire.news import News
 
 TIMEOUT = 10.0  # seconds for one run of nft
 NETLINK_NETFILTER = 12  # linux/netlink.h
-SOL_NETLINK = 270  # linux/socket.h
-NETLINK_ADD_MEMBERSHIP = 1  # linux/netlink.h
 NFNLGRP_NFTABLES = 7  # linux/netfilter/nfnetlink.h
 GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN (linux/netfilter/nf_tables.h)
 NEWGEN = 10 << 8 | 15
@@ -157,13 +158,9 @@ class Interlock:
         self.strangers: tuple[str, ...] = ()
         self._expected = ""
         self._verified: int | None = None  # generation of the rule set in which the table was as it should be
-        self._news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         try:
-            self._news.setblocking(False)
-            self._news.bind((0, 0))
-            self._news.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+            self._news = News(NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1)
         except OSError as error:
-            self.close()
             raise Unavailable(f"nftables: no news of its changes: {error.strerror}; run as root") from error
 
     def fileno(self) -> int:
@@ -180,9 +177,7 @@ class Interlock:
 
     def verify(self) -> bool:
         """Whether the table is as it was set up. Forgets the news that came before."""
-        with contextlib.suppress(OSError):  # empty, or overrun, which is news as well
-            while self._news.recv(65536):
-                pass
+        self._news.heard()
         try:
             now = _generation()
             if now != self._verified:
@@ -237,16 +232,32 @@ def _interface(name: str) -> str:
     return name
 
 
-def _nft(*arguments: str, script: str | None = None) -> str:
+def nft_path() -> str | None:
+    """Where nft is: on $PATH, or where only root's has it."""
+    return shutil.which("nft", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")))
+
+
+def run_nft(*arguments: str, script: str | None = None, timeout: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
+    """One run of nft, whatever it says of itself. Raises `Unavailable` when there is none, or no answer in time."""
+    if (command := nft_path()) is None:
+        raise Unavailable("nft is missing; apt-get install nftables")
     try:
-        done = subprocess.run(
-            ["nft", *arguments], input=script, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        return subprocess.run(
+            [command, *arguments], input=script, capture_output=True, text=True, timeout=timeout, check=False
         )
-    except FileNotFoundError as error:
-        raise Unavailable("nft: not found; install the package nftables") from error
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"nft: no answer within {TIMEOUT:.0f} s; look at the machine's load") from error
-    if done.returncode:
-        fault = next((line for line in done.stderr.splitlines() if line.strip()), "no message")
+        raise Unavailable(f"nft: no answer within {timeout:.0f} s; look at the machine's load") from error
+
+
+def nft_fault(done: subprocess.CompletedProcess[str]) -> str:
+    """What nft said was wrong; empty: nothing was."""
+    if not done.returncode:
+        return ""
+    return next((line for line in done.stderr.splitlines() if line.strip()), "no message")
+
+
+def _nft(*arguments: str, script: str | None = None) -> str:
+    done = run_nft(*arguments, script=script)
+    if fault := nft_fault(done):
         raise Unavailable(f"nft: {fault}; run as root on a kernel with nftables")
     return done.stdout

@@ -60,21 +60,24 @@ class Leasing:
         self.expire(now)
         for lease in self.table.list():
             self._notes.lease(Change(What.RENEWED, lease), now, must=True, restored=True)
-        for key in maps.reconcile(self._kernel, self._entries(), "leases"):
+        for key in maps.reconcile(self._kernel, maps.lease_entries(self.table.list(), self._indexes), "leases"):
             address = unpack_address(key)
             self._notes.event(
                 "lease-removed", "a lease that was no longer on the books was removed", now, address=address
             )
 
     def moved(self, indexes: Mapping[str, int]) -> None:
-        """The agent-facing interfaces changed: leases follow those of the same name."""
+        """The agent-facing interfaces changed: leases follow those of the same name.
+
+        Raises `Unavailable`: the next call tries again, or, where only neighbours could not be held, the next `tend`.
+        """
         if indexes != self._indexes:
+            maps.reconcile(self._kernel, maps.lease_entries(self.table.list(), indexes), "leases")
             self._indexes = dict(indexes)
-            maps.reconcile(self._kernel, self._entries(), "leases")
             self.tend()
 
     def tend(self) -> None:
-        """See that the neighbour entries of the leases are there, and no others of ours."""
+        """See that the neighbour entries of the leases are there, and no others of ours. Raises `Unavailable`."""
         if self._neighbours:
             leases = self.table.list()
             self._neighbours.reconcile(
@@ -160,9 +163,6 @@ class Leasing:
     def _place(self, lease: Lease) -> tuple[int, str] | None:
         index = self._indexes.get(lease.interface)
         return None if index is None else (index, lease.address)
-
-    def _entries(self) -> dict[bytes, bytes]:
-        return maps.lease_entries(self.table.list(), self._indexes)
 
 
 def load(path: Path, max_seconds: float, limit: int, now: Now, holder_limit: int = 0) -> LeaseTable:

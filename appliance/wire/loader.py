@@ -54,7 +54,7 @@ class Program:
 
     `fd`, `id`: of the recording program; `gate`: file descriptor of the one on departure, -1 where there is none.
     `maps`: by name: leases, rules, interfaces, locals, flows, counters, refusals, settings, ring, scratch, meta,
-    quotas, released, budget, networks.
+    quotas, released, budget, networks, held, pressure.
     `ring_id`: 32 hex digits, random, made with the ring. `reused`: nothing was made anew. `kept`: names of the maps
     that were taken over with their contents ("ring" among them: what was not drained is still there).
     """
@@ -274,6 +274,4 @@ def unpin(folder: Path) -> None:
     """Remove all pins under `settings.bpffs`. Attached filters keep program and maps alive until they are detached."""
     for each in (folder, *former.folders(folder)):
         if each.is_dir():
-            for entry in each.iterdir():
-                entry.unlink()
-            each.rmdir()
+            former.unpin(each)

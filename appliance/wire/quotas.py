@@ -1,8 +1,9 @@
 """The books of who has how many flows (`bpf/quota.h`): what user space owes them.
 
-The program counts the flows that an owner opens and never those that leave the map, which user space takes out. Each
-survey of the flows therefore puts the difference right: of the flows that were opened before it began, those that it
-does not find are released. An error of a moment (a flow that was opened while the survey looked) is gone with the next.
+The program counts the flows that an owner opens, less those whose place a new connection on the same ports takes; what
+user space takes out of the map, it counts itself. Each survey of the flows puts the difference right: of the flows that
+were opened before it began, those that it does not find are released. An error of a moment (a flow that was opened
+while the survey looked) is gone with the next.
 """
 
 import struct

@@ -8,7 +8,6 @@ answers with an acknowledgement (RFC 5961 section 3.2), which the program refuse
 of a side's bytes has arrived is not known for certain: it is tried with those that were acknowledged, and with all.
 """
 
-import contextlib
 import socket
 import struct
 from ipaddress import IPv6Address
@@ -68,8 +67,8 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-class Resetter:
-    """Sends them from this network namespace. They bear the other end's address: needs root."""
+class Sender:
+    """Sends packets as they are, from this network namespace. They bear the address of somebody else: needs root."""
 
     def __init__(self) -> None:
         self._sockets = {
@@ -77,11 +76,19 @@ class Resetter:
             6: socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW),
         }
 
+    def send(self, packet: Packet) -> bool:
+        """False: it could not be sent, no route leads there any more."""
+        address, data = packet
+        try:
+            self._sockets[data[0] >> 4].sendto(data, (address, 0))
+        except OSError:
+            return False
+        return True
+
     def reset(self, key: FlowKey, flow: Flow) -> None:
         """Tell both ends. Where no route leads any more, nobody is told: the flow's packets are refused anyway."""
-        for address, packet in resets(key, flow):
-            with contextlib.suppress(OSError):
-                self._sockets[key.family].sendto(packet, (address, 0))
+        for packet in resets(key, flow):
+            self.send(packet)
 
     def close(self) -> None:
         for each in self._sockets.values():

@@ -51,7 +51,8 @@ def fill(fd: int) -> int:
         view[:8].cast("Q") as consumer,
         view[page : page + 8].cast("Q") as producer,
     ):
-        return producer[0] - consumer[0]
+        start = consumer[0]  # first: a reader that goes on meanwhile never passes what was written by then
+        return producer[0] - start
 
 
 class Ring:

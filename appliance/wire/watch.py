@@ -6,16 +6,14 @@ second in any case; the recording program first, since with it nothing unrecorde
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 import structlog
-from pyroute2 import IPRoute
 
 from appliance.errors import VerbatimError
 from appliance.identity.leases import Now
 from appliance.wire import filters
 from appliance.wire.faults import Faults
-from appliance.wire.interfaces import Filters, Interfaces
+from appliance.wire.interfaces import Interfaces
 from appliance.wire.interlock import Interlock
 from appliance.wire.loader import Program
 
@@ -27,13 +25,12 @@ class Watch:
     """A `program` that was taken over should have been attached: where it is not is told."""
 
     def __init__(self, interlock: Interlock, interfaces: Interfaces, program: Program, faults: Faults) -> None:
-        netlink = interfaces.netlink
         self._interlock = interlock
         self._interfaces = interfaces
-        self._programs = _filters(program.arrival, "filter", netlink), _filters(program.departure, "gate", netlink)
+        self._programs = {"filter": program.arrival, "gate": program.departure}  # as faults call them
         self._faults = faults
         if program.reused:
-            interfaces.took_over(*self._programs)
+            interfaces.took_over(*self._programs.values())
         self._failing: dict[str, dict[str, str]] = {}  # program → interface → reason
         self._unlocked = ""  # why the interlock could not be put back
 
@@ -44,11 +41,11 @@ class Watch:
 
     def guard(self, now: Now) -> None:
         """See that the programs are attached to every interface."""
-        for program in self._programs:
-            done = self._interfaces.guard(program)
+        for program, wanted in self._programs.items():
+            done = self._interfaces.guard(wanted)
             for name in done.restored:
-                self._faults.repaired(f"{program.name}-restored", f"{PLACES[program.name]} {name}", now, interface=name)
-            self._failing[program.name] = done.failing
+                self._faults.repaired(f"{program}-restored", f"{PLACES[program]} {name}", now, interface=name)
+            self._failing[program] = done.failing
 
     def lock(self, now: Now) -> None:
         """See that the interlock is as it should be."""
@@ -94,8 +91,3 @@ class Watch:
         for name, index in self._interfaces.indexes.items():
             if found := filters.before(index, self._interfaces.netlink):
                 yield name, found
-
-
-def _filters(program: filters.Filter, name: str, netlink: IPRoute) -> Filters:
-    attach, attached = partial(filters.attach, program), partial(filters.attached, program)
-    return Filters(partial(attach, netlink=netlink), partial(attached, netlink=netlink), name)

@@ -9,11 +9,11 @@ These packets bear the receiver's address and carry no payload; they are recorde
 that comes too late says nothing new, and is ignored.
 """
 
-import contextlib
 import random
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 
 from appliance.wire.abi import FlowKey, Held, Pressure
 from appliance.wire.bpf import Map
@@ -21,7 +21,6 @@ from appliance.wire.resets import TCP, Packet, checksum
 
 ACK = 0x10
 STEP = 256  # windows opened in one go
-FIELDS = struct.Struct("!HHIIBBHHH")  # RFC 9293 section 3.1, without options
 
 
 def reopening(key: FlowKey, held: Held) -> Packet:
@@ -49,19 +48,16 @@ def reopening(key: FlowKey, held: Held) -> Packet:
 
 
 class Reopener:
-    """Sends them from this network namespace. `level`: fill of the ring below which windows open again."""
+    """Opens what map `held` has. `level`: fill of the ring below which windows open again; `send`: `Sender.send`."""
 
-    def __init__(self, held: Map, pressure: Map, level: int) -> None:
+    def __init__(self, held: Map, pressure: Map, level: int, send: Callable[[Packet], bool]) -> None:
         self._held = held
         self._pressure = pressure
         self._level = level
+        self._send = send
         self._seen = 0
         self._waiting: deque[tuple[bytes, bytes]] = deque()
         self.reopened = 0
-        self._sockets = {
-            4: socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW),
-            6: socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_RAW),
-        }
 
     def step(self, fill: int) -> None:
         """Open what waits, `STEP` windows at most, if the ring holds little enough."""
@@ -75,15 +71,6 @@ class Reopener:
             self._waiting.extend(self._held.take())
             random.shuffle(self._waiting)  # whoever is first has the most of it, and the map's order never changes
         for _ in range(min(STEP, len(self._waiting))):
-            self._send(*self._waiting.popleft())
-
-    def _send(self, key: bytes, value: bytes) -> None:
-        flow = FlowKey.unpack(key)
-        address, packet = reopening(flow, Held.unpack(value))
-        with contextlib.suppress(OSError):  # no route any more: the sender's probes remain
-            self._sockets[flow.family].sendto(packet, (address, 0))
-            self.reopened += 1
-
-    def close(self) -> None:
-        for each in self._sockets.values():
-            each.close()
+            key, value = self._waiting.popleft()
+            # Where no route leads any more, the sender's probes remain.
+            self.reopened += self._send(reopening(FlowKey.unpack(key), Held.unpack(value)))

@@ -75,6 +75,9 @@ def test_without_a_lease_a_source_must_be_where_the_routes_lead(bench: Bench, so
     outcome = bench.send(syn)
     assert (outcome.verdict, outcome.reason) == ("drop", Reason.SPOOFED)
     assert list(bench.flows()) == []
+    bench.network(network, 0)  # to several interfaces
+    assert bench.send(syn).verdict == "drop"
+    assert bench.counters()["spoofed"] == 2
     bench.network(network, bench.agent)
     assert bench.send(syn).verdict == "forward"
 

@@ -78,7 +78,7 @@ def inside(netns: str, function: Callable[[], T]) -> T:
 
 @dataclass
 class Net:
-    """agent (10.91.1.2) – agents0 [gateway] upstream0 – upstream (10.91.2.2), IPv6 alike. `remove` in any case."""
+    """Context manager: agent (10.91.1.2) – agents0 [gateway] upstream0 – upstream (10.91.2.2), IPv6 alike."""
 
     prefix: str = field(default_factory=lambda: f"vb-w{secrets.token_hex(3)}")
 
@@ -93,6 +93,16 @@ class Net:
     @property
     def upstream(self) -> str:
         return f"{self.prefix}-u"
+
+    def __enter__(self) -> Self:
+        try:
+            return self.create()
+        except BaseException:
+            self.remove()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
 
     def create(self) -> Self:
         for name in (self.agent, self.gateway, self.upstream):

@@ -1,5 +1,6 @@
 """An observer that is none of ours: a packet socket on a host's own interface, and what of it is not on record.
 
+It sees what arrives before the host's kernel looks at it: what it has and the journal has not, passed unrecorded.
 A packet counts as recorded when the journal has one of the same addresses, ports, sequence number and payload. What a
 router may change (hop limit, checksums, TCP's window and acknowledgement) is not compared.
 """
@@ -15,10 +16,9 @@ from typing import Self
 from appliance.wire.abi import Kind, Record
 from tests.wire.net import inside
 
-ETH_P_ALL = 3
+ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 SO_RCVBUFFORCE = 33
-SOL_PACKET, PACKET_STATISTICS = 263, 6
-OUTGOING = 4  # sll_pkttype
+SOL_PACKET, PACKET_STATISTICS, PACKET_IGNORE_OUTGOING = 263, 6, 23  # linux/if_packet.h
 BUFFER = 128 * 2**20
 TCP, UDP = 6, 17
 RST = 0x04
@@ -69,9 +69,8 @@ class Sniffer:
 
     def __init__(self, netns: str, interface: str = "eth0") -> None:
         self.packets: list[bytes] = []
-        self._socket = inside(
-            netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
-        )
+        self._socket = inside(netns, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM))
+        self._socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         self._socket.bind((interface, ETH_P_ALL))
         self._socket.settimeout(0.1)
@@ -98,8 +97,11 @@ class Sniffer:
                 quiet = True
                 continue
             quiet = False
-            if address[2] != OUTGOING:
+            if address[1] in (ETH_P_IP, ETH_P_IPV6):
                 self.packets.append(data)
+
+    def has(self, marker: bytes) -> bool:
+        return any(marker in packet for packet in list(self.packets))
 
     def seen(self, sources: Iterable[str]) -> list[Seen]:
         """What came from these addresses."""

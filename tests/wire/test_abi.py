@@ -93,7 +93,7 @@ def test_every_struct_has_a_mirror() -> None:
 @pytest.mark.parametrize("name", STRUCTS)
 def test_layout_of_struct(compiled: dict[str, int], name: str) -> None:
     mirror = STRUCTS[name]
-    names = [field.name for field in fields(mirror)]  # type: ignore[arg-type]
+    names = [field.name for field in fields(mirror)]
     assert names == _c_structs()[name]
     assert mirror.LAYOUT.size == compiled[f"sizeof(struct {name})"]
     formats = re.findall(

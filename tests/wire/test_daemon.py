@@ -29,15 +29,6 @@ GATEWAY = "10.91.1.1"  # the gateway's, on the agents' side
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[Net]:
-    net = Net()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
-
-
-@pytest.fixture(scope="module")
 def running(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
     wire = Wire(net, tmp_path_factory.mktemp("wire"))
     try:

@@ -81,15 +81,6 @@ ALL = {**ONE, **TWO}
 
 
 @pytest.fixture(scope="module")
-def net() -> Iterator[Net]:
-    net = Net()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
-
-
-@pytest.fixture(scope="module")
 def stranger(net: Net) -> Iterator[str]:
     """A program that lets everything pass."""
     pin = Path("/sys/fs/bpf") / f"{net.prefix}-stranger"

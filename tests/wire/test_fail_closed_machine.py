@@ -22,15 +22,6 @@ SMALL_DISK = 40 * 2**20
 SEGMENTS = "segment_bytes = 2097152\nmax_bytes = 33554432\n"
 
 
-@pytest.fixture(scope="module")
-def net() -> Iterator[Net]:
-    net = Net()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
-
-
 def leases(wire: Wire) -> None:
     for address, gateway in ((AGENT, GATEWAY), (AGENT6, GATEWAY6)):
         until("a lease", lambda a=address, g=gateway: introduce(wire, g) and given(wire, a))  # type: ignore[misc]

@@ -8,11 +8,14 @@ import pytest
 
 from appliance import config
 from appliance.errors import MalformedInput, Refused, Unavailable
+from appliance.wire import bpf, filters
 from appliance.wire.abi import Role
-from appliance.wire.interfaces import Filters, Guarded, Interfaces, interface_index, roles
+from appliance.wire.filters import ARRIVAL, Filter
+from appliance.wire.interfaces import Guarded, Interfaces, interface_index, roles
 from tests.wire.net import AGENT, AGENT6, UPSTREAM, Net, inside, sh, until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
+PASS = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
 WIRE = config.Wire(agents=("agents0",), upstream=("upstream0",))
 
 
@@ -35,11 +38,8 @@ def test_an_interface_that_does_not_exist_is_named() -> None:
 
 @pytest.fixture
 def net() -> Iterator[Net]:
-    net = Net()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
+    with Net() as net:
+        yield net
 
 
 @needs_root
@@ -64,15 +64,22 @@ def test_addresses_and_who_is_behind_which_interface(net: Net) -> None:
 def test_changes_are_news_and_an_interface_made_anew_is_told_and_attached(net: Net) -> None:
     def story() -> None:
         found = Interfaces(WIRE)
-        attached: set[int] = set()
-        filters = Filters(attached.add, attached.__contains__)
+        fd = bpf.load_program(PASS, "ours")
+        ours = Filter(ARRIVAL, fd, bpf.program_id(fd))
+
+        def attached() -> list[str]:
+            return [name for name, index in found.indexes.items() if filters.attached(ours, index, found.netlink)]
+
         try:
-            assert found.guard(filters) == Guarded(["agents0", "upstream0"], [], {})
-            assert found.guard(filters) == Guarded([], [], {})
-            attached.clear()
-            assert found.guard(filters) == Guarded([], ["agents0", "upstream0"], {})
+            assert found.guard(ours) == Guarded([], {})
+            assert attached() == ["agents0", "upstream0"]
+            assert found.guard(ours) == Guarded([], {})
+            for index in found.indexes.values():
+                filters.detach(index, found.netlink)
+            assert found.guard(ours) == Guarded(["agents0", "upstream0"], {})
+            assert attached() == ["agents0", "upstream0"]
             before = found.agents["agents0"]
-            assert not found.news()
+            until("no more news", lambda: not found.news())
             sh("ip", "link", "del", "agents0")
             assert select.select([found], [], [], 5)[0]
             assert found.news()
@@ -83,9 +90,11 @@ def test_changes_are_news_and_an_interface_made_anew_is_told_and_attached(net: N
             assert found.refresh() == ["agents0"]
             assert found.agents == {"agents0": interface_index("agents0")}
             assert found.agents["agents0"] != before
-            assert found.guard(filters) == Guarded(["agents0"], [], {})
+            assert found.guard(ours) == Guarded([], {}), "where it never was it is not put back"
+            assert attached() == ["agents0", "upstream0"]
         finally:
             found.close()
+            os.close(fd)
 
     inside(net.gateway, story)
 
@@ -108,18 +117,17 @@ def test_a_deleted_filter_is_news(net: Net) -> None:
 
 @needs_root
 def test_what_cannot_be_attached_is_told_unless_it_vanished(net: Net) -> None:
-    def fail(index: int) -> None:
-        raise OSError("no")
-
     def story() -> None:
         found = Interfaces(WIRE)
+        fd = os.memfd_create("no program")
         try:
-            filters = Filters(fail, lambda index: False)
-            assert found.guard(filters) == Guarded([], [], {"agents0": "no", "upstream0": "no"})
+            none = Filter(ARRIVAL, fd, 0)
+            assert found.guard(none).failing.keys() == {"agents0", "upstream0"}
             sh("ip", "link", "del", "agents0")
-            assert found.guard(filters) == Guarded([], [], {"upstream0": "no"})
+            assert found.guard(none).failing.keys() == {"upstream0"}
         finally:
             found.close()
+            os.close(fd)
 
     inside(net.gateway, story)
 

@@ -38,18 +38,15 @@ def test_ports_of_the_api() -> None:
 
 
 def test_without_nft_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(interlock, "nft_path", lambda: None)
     with pytest.raises(Unavailable, match="install"):
         interlock.remove("verbatim")
 
 
 @pytest.fixture
 def net() -> Iterator[Net]:
-    net = Net()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
+    with Net() as net:
+        yield net
 
 
 @needs_root

@@ -15,7 +15,7 @@ from appliance.errors import MalformedInput, Refused, Unavailable
 from appliance.identity.leases import LeaseTable, Now
 from appliance.journal import Damage, FrameKind, JournalKey, Reader, Writer
 from appliance.model import Identity
-from appliance.wire import bpf, leasing
+from appliance.wire import bpf, leasing, maps
 from appliance.wire.abi import LeaseValue, pack_address
 from appliance.wire.leasing import Leasing
 from appliance.wire.neighbours import Neighbours
@@ -217,6 +217,37 @@ def test_leases_follow_an_interface_that_is_made_anew(bench: Bench) -> None:
     value = bench.kernel.lookup(pack_address("192.0.2.7"))
     assert value is not None
     assert LeaseValue.unpack(value).ifindex == 12
+
+
+def test_a_move_that_failed_is_made_up_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise Unavailable("kernel map leases: full")
+
+    bench.grant()
+    with monkeypatch.context() as patch:
+        patch.setattr(maps, "reconcile", full)
+        with pytest.raises(Unavailable, match="full"):
+            bench.leasing.moved({"agents0": 12})
+    bench.leasing.moved({"agents0": 12})
+    assert LeaseValue.unpack(bench.kernel.lookup(pack_address("192.0.2.7")) or b"").ifindex == 12
+
+
+def test_a_neighbour_that_cannot_be_held_after_a_move_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(wanted: object) -> None:
+        raise Unavailable("no neighbour entry")
+
+    board = Switchboard()
+    table = leasing.load(bench.file, 3600, 4, NOW)
+    bound = Leasing(bench.file, table, bench.kernel, bench.notes, {"agents0": 9}, cast(Neighbours, board))
+    bound.grant("192.0.2.7", ANN, NOW.unix + 60 * S, behind, NOW)
+    with monkeypatch.context() as patch:
+        patch.setattr(board, "reconcile", fail)
+        with pytest.raises(Unavailable, match="no neighbour entry"):
+            bound.moved({"agents0": 12})
+    bound.tend()
+    assert board.held == {(12, "192.0.2.7"): board.mac}
 
 
 def test_a_damaged_file_is_malformed(tmp_path: Path) -> None:

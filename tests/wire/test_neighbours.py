@@ -18,15 +18,6 @@ from tests.wire.net import CLONE_NEWNET, Net, inside, sh, until
 HERE, THERE, HERE6, THERE6 = "10.91.1.1", "10.91.1.2", "fd91:1::1", "fd91:1::2"
 
 
-@pytest.fixture(scope="module")
-def net() -> Iterator[Net]:
-    net = Net()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
-
-
 class Resident:
     """`Neighbours` in a thread that stays in the gateway's namespace: netlink sockets belong to their thread."""
 
@@ -127,6 +118,119 @@ def test_entries_are_held_put_back_and_let_go(net: Net, neighbours: Resident) ->
     neighbours.free(places[1])
     neighbours.free(places[1])
     assert "fd91:1::7" not in listed(net)
+
+
+LINK, OTHER = bytes.fromhex("020000000007"), bytes.fromhex("020000000099")
+
+
+@pytest.fixture
+def pinned(net: Net) -> Iterator[list[str]]:
+    """Addresses with a permanent entry of the administrator's (LINK)."""
+    addresses = ["10.91.1.7", "fd91:1::7"]
+    for address in addresses:
+        sh("ip", "neigh", "replace", address, "lladdr", LINK.hex(":"), "dev", "agents0", netns=net.gateway)
+    yield addresses
+    for address in addresses:
+        subprocess.run(
+            ["nsenter", f"--net=/run/netns/{net.gateway}", "ip", "neigh", "del", address, "dev", "agents0"],
+            check=False,
+            capture_output=True,
+        )
+
+
+def test_an_administrators_entry_of_the_same_link_does_and_outlasts_the_lease(
+    net: Net, neighbours: Resident, pinned: list[str]
+) -> None:
+    at, before = index(net), listed(net)
+    for address in pinned:
+        neighbours.hold((at, address), LINK)
+    neighbours.reconcile({(at, address): LINK for address in pinned})
+    for address in pinned:
+        neighbours.free((at, address))
+    neighbours.reconcile({})
+    for address in pinned:
+        assert f"{address} lladdr {LINK.hex(':')} PERMANENT" in before
+        assert f"{address} lladdr {LINK.hex(':')} PERMANENT" in listed(net)
+
+
+def test_an_administrators_entry_of_another_link_is_named_and_left_alone(
+    net: Net, neighbours: Resident, pinned: list[str]
+) -> None:
+    at = index(net)
+    for address in pinned:
+        said = rf"{address}: its host is at {LINK.hex(':')} for good, .* bound to {OTHER.hex(':')}; remove or correct"
+        with pytest.raises(Unavailable, match=said):
+            neighbours.hold((at, address), OTHER)
+        with pytest.raises(Unavailable, match=said):
+            neighbours.reconcile({(at, address): OTHER})
+        neighbours.free((at, address))
+        assert f"{address} lladdr {LINK.hex(':')} PERMANENT" in listed(net)
+
+
+def test_what_cannot_be_held_holds_up_nothing_else(net: Net, neighbours: Resident, pinned: list[str]) -> None:
+    at = index(net)
+    neighbours.hold((at, "10.91.1.11"), LINK)  # of a lease that is over
+    wanted = {(at + 1000, "10.91.1.9"): LINK, (at, pinned[0]): OTHER, (at, "10.91.1.10"): LINK}
+    with pytest.raises(Unavailable, match=r"10\.91\.1\.9: .*10\.91\.1\.7: "):
+        neighbours.reconcile(wanted)
+    try:
+        assert "10.91.1.10 lladdr" in listed(net)
+        assert "10.91.1.11 lladdr" not in listed(net)
+    finally:
+        neighbours.free((at, "10.91.1.10"))
+
+
+def test_routes_over_several_hops_lead_to_the_interface_that_they_share(net: Net, neighbours: Resident) -> None:
+    agents = index(net)
+    many = {
+        "10.97.0.0/16": ["10.91.1.2", "10.91.1.3"],
+        "fd97::/32": ["fd91:1::2", "fd91:1::3"],
+        "10.96.0.0/16": ["10.91.1.2", "10.91.2.2"],
+        "fd96::/32": ["fd91:1::2", "fd91:2::2"],
+    }
+    try:
+        for to, hops in many.items():
+            sh("ip", "route", "add", to, *(word for hop in hops for word in ("nexthop", "via", hop)), netns=net.gateway)
+        last = ip_network("fd96::/32")
+        found = until("the news", lambda: n if last in (n := neighbours.networks()) else None)
+        assert [found[ip_network(to)] for to in many] == [agents, agents, 0, 0]
+        sh("ip", "link", "set", "upstream0", "down", netns=net.gateway)
+        until("the hop is gone", lambda: neighbours.networks()[ip_network("10.96.0.0/16")] == agents)
+    finally:
+        net.remove()
+        net.create()
+
+
+def test_routes_that_go_with_a_link_are_forgotten(net: Net, neighbours: Resident) -> None:
+    """Without IPv6, of whose routes the kernel does tell."""
+    sh("ip", "link", "add", "v4only0", "type", "veth", "peer", "name", "v4only1", netns=net.gateway)
+    sh(
+        "sysctl",
+        "-qw",
+        "net.ipv6.conf.v4only0.disable_ipv6=1",
+        "net.ipv6.conf.v4only1.disable_ipv6=1",
+        netns=net.gateway,
+    )
+    sh("ip", "addr", "add", "10.95.0.1/24", "dev", "v4only0", netns=net.gateway)
+    sh("ip", "link", "set", "v4only0", "up", netns=net.gateway)
+    there = ip_network("10.95.0.0/24")
+    try:
+        until("the route is there", lambda: there in neighbours.networks())
+        until("that was all", lambda: neighbours.networks() is neighbours.networks())
+        sh("ip", "link", "set", "v4only0", "down", netns=net.gateway)
+        until("the route is gone", lambda: there not in neighbours.networks(), 5)
+    finally:
+        sh("ip", "link", "del", "v4only0", netns=net.gateway)
+
+
+def test_after_news_the_routes_are_read_twice(net: Net, neighbours: Resident) -> None:
+    """The kernel tells of a link that goes down before it takes the routes away."""
+    first = neighbours.networks()
+    sh("ip", "link", "set", "upstream0", "txqueuelen", "999", netns=net.gateway)
+    second = until("the news", lambda: n if (n := neighbours.networks()) is not first else None)
+    third = neighbours.networks()
+    assert third is not second
+    assert neighbours.networks() is third
 
 
 def test_a_permanent_entry_is_not_overwritten_by_arp(net: Net, neighbours: Resident) -> None:

@@ -1,6 +1,9 @@
 """Finding the committed end of the ring, and giving space back."""
 
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from appliance.errors import DamagedEvidence
 from appliance.wire.records import BUSY
-from appliance.wire.ring import SPAN, committed_end
+from appliance.wire.ring import SPAN, committed_end, fill
 from tests.wire.rings import FileRing
 
 
@@ -74,6 +77,31 @@ def test_a_span_stays_within_the_limit_but_holds_one_record(made: FileRing) -> N
     assert made.ring.committed(0, 250) == 208
     assert made.ring.committed(0, 208) == 208
     assert made.ring.committed(0, 50) == 104
+
+
+LIVELY = """
+import mmap, sys
+with mmap.mmap(int(sys.argv[1]), 0) as ring, memoryview(ring) as view:
+    with view[:8].cast("Q") as consumer, view[mmap.PAGESIZE:mmap.PAGESIZE + 8].cast("Q") as producer:
+        print("go", flush=True)
+        while True:
+            producer[0] += 8
+            consumer[0] += 8
+"""
+
+
+def test_looked_at_from_outside_a_lively_ring_holds_no_less_than_nothing() -> None:
+    fd = os.memfd_create("ring")
+    os.ftruncate(fd, 4 * 4096)
+    both = subprocess.Popen([sys.executable, "-c", LIVELY, str(fd)], pass_fds=[fd], stdout=subprocess.PIPE)
+    try:
+        assert both.stdout is not None
+        assert both.stdout.readline() == b"go\n"
+        assert min(fill(fd) for _ in range(20_000)) >= 0
+    finally:
+        both.kill()
+        both.communicate()
+        os.close(fd)
 
 
 def test_a_length_beyond_what_was_written_is_an_error() -> None:

@@ -59,15 +59,6 @@ class Release(Wire):
         return [*command[:start], "-c", OTHER, *command[start + 2 :], str(self.sources), str(self.abi)]
 
 
-@pytest.fixture(scope="module")
-def net() -> Iterator[Net]:
-    net = Net()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
-
-
 @pytest.fixture
 def wire(net: Net, tmp_path: Path) -> Iterator[Release]:
     made = Release(net, tmp_path / "data", journal=ROOMY)

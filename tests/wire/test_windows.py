@@ -15,6 +15,7 @@ import pytest
 from scapy.layers.inet import IP, TCP
 
 from appliance.wire import abi, bpf
+from appliance.wire.resets import Sender
 from appliance.wire.windows import STEP, Reopener, reopening
 from tests.wire.net import PROGRAM, UPSTREAM, UPSTREAM6, Net, Wire, inside, sh, until
 
@@ -46,10 +47,15 @@ def pressure() -> Iterator[bpf.Map]:
 
 
 @pytest.fixture
-def reopener(held: bpf.Map, pressure: bpf.Map) -> Iterator[Reopener]:
-    made = Reopener(held, pressure, LEVEL)
+def sender() -> Iterator[Sender]:
+    made = Sender()
     yield made
     made.close()
+
+
+@pytest.fixture
+def reopener(held: bpf.Map, pressure: bpf.Map, sender: Sender) -> Reopener:
+    return Reopener(held, pressure, LEVEL, sender.send)
 
 
 def tell(pressure: bpf.Map, count: int) -> None:
@@ -79,12 +85,12 @@ def test_many_are_opened_in_steps(held: bpf.Map, pressure: bpf.Map, reopener: Re
     assert reopener.reopened == STEP + 10
 
 
-def test_what_lies_there_when_the_process_starts_is_opened(held: bpf.Map, pressure: bpf.Map) -> None:
+def test_what_lies_there_when_the_process_starts_is_opened(
+    held: bpf.Map, pressure: bpf.Map, reopener: Reopener
+) -> None:
     held.update(*entry(1))
     tell(pressure, 1234)
-    reopener = Reopener(held, pressure, LEVEL)
     reopener.step(0)
-    reopener.close()
     assert reopener.reopened == 1
 
 
@@ -104,11 +110,8 @@ def test_flags_urgency_and_numbers_are_those_of_a_bare_acknowledgement() -> None
 
 @pytest.fixture
 def net() -> Iterator[Net]:
-    made = Net()
-    try:
-        yield made.create()
-    finally:
-        made.remove()
+    with Net() as net:
+        yield net
 
 
 SLOWLY = """
