@@ -167,5 +167,8 @@ async def _tend(parts: Parts) -> None:
             structlog.get_logger().error("not-recorded", what="issuer-keys-changed", reason=str(error))
 
     while True:
-        await asyncio.to_thread(parts.verifier.tend, changed)
+        try:
+            await asyncio.to_thread(parts.verifier.tend, changed)
+        except Exception as error:  # whatever it was, the issuers are asked again: without keys nobody gets a lease
+            structlog.get_logger().error("check-failed", reason=f"issuers: {error}", exc_info=error)
         await asyncio.sleep(TEND_SECONDS)

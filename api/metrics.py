@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from appliance.health import PROCESSES, Part, State, parts
-from appliance.overview import Said, backlog_seconds, lag_seconds, number, value
+from appliance.overview import Said, backlog_seconds, counts, lag_seconds, number
 from appliance.status import read
 
 GAUGE, COUNTER = GaugeMetricFamily, CounterMetricFamily
@@ -140,9 +140,8 @@ def _labelled(
     key: str,
 ) -> Iterator[Metric]:
     family = kind(name, text, labels=[label])
-    counts = value(said.get(process), (key,))
-    for each, count in sorted(counts.items()) if isinstance(counts, dict) else ():
-        family.add_metric([str(each)], float(count))
+    for each, count in (counts(said.get(process), key) or {}).items():
+        family.add_metric([each], float(count))
     yield family
 
 

@@ -5,13 +5,15 @@ variable `VERBATIM_STORE__URL` overrides `url` in `[store]`. Unknown names are e
 """
 
 import os
+import re
 import tomllib
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from appliance.errors import MalformedInput
 
@@ -126,9 +128,9 @@ class Api(Section):
 class Issuer(Section):
     """An OpenID provider whose access tokens are accepted."""
 
-    issuer: str = Field(description="as in the token's iss claim")
+    issuer: str = Field(description="as in the token's iss claim; an https address, unless jwks_uri is given")
     audience: tuple[str, ...] = Field(min_length=1, description="one of these must be in the token's aud claim")
-    jwks_uri: str = Field("", description="empty: from the issuer's discovery document")
+    jwks_uri: str = Field("", description="an https address; empty: from the issuer's discovery document")
     ca: Path | None = Field(None, description="PEM file to verify the issuer's TLS certificate with; empty: system")
     algorithms: tuple[str, ...] = Field(
         ("RS256", "PS256", "ES256", "ES384", "EdDSA"), description="signature algorithms that are accepted"
@@ -139,6 +141,16 @@ class Issuer(Section):
     groups_claim: str = Field("groups", description="name of the claim that lists groups")
     roles_claim: str = Field("roles", description="name of the claim that lists roles in this API")
 
+    @model_validator(mode="after")
+    def _addresses(self) -> Self:
+        """What is asked for keys must be an address; with `jwks_uri` the issuer itself is a name and never asked."""
+        _https("jwks_uri" if self.jwks_uri else "issuer", self.jwks_uri or self.issuer)
+        if not self.issuer.strip():
+            raise ValueError("issuer must not be empty")
+        if not self.jwks_uri and ("?" in self.issuer or "#" in self.issuer):  # OpenID Connect Discovery 1.0, section 3
+            raise ValueError("issuer must have no query and no fragment")
+        return self
+
     @field_validator("algorithms")
     @classmethod
     def _asymmetric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -146,6 +158,22 @@ class Issuer(Section):
         if not value or set(value) - allowed:
             raise ValueError(f"algorithms must be some of {', '.join(sorted(allowed))}")
         return value
+
+
+def _https(name: str, address: str) -> None:
+    """Raises `ValueError` unless this is an https address; never shows one with a password in it."""
+    wanted = f"{name} must be an address as https://login.example.com"
+    if not address.isprintable() or any(character.isspace() for character in address):
+        raise ValueError(f"{wanted}, without blanks")
+    try:
+        parts = urlsplit(address)
+        whole = parts.scheme == "https" and parts.hostname and parts.port != 0
+    except ValueError as error:
+        raise ValueError(f"{wanted}: {error}") from error
+    if not whole:
+        raise ValueError(wanted)
+    if "@" in parts.netloc:
+        raise ValueError(f"{wanted}, without a user's name")
 
 
 class Leases(Section):
@@ -198,10 +226,16 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
     try:
         settings = Settings(**values)
         return settings.model_copy(update={k: v for k, v in overrides.items() if v is not None})
+    except SettingsError as error:  # it names the field, and what is in it may be a secret
+        field = re.search(r'field "(\w+)"', str(error))
+        variable = f"VERBATIM_{field[1].upper()}" if field else "a variable VERBATIM_…"
+        raise MalformedInput(
+            f"environment: {variable} is not JSON; write that, or one variable for each setting in it"
+        ) from error
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(str(part) for part in fault['loc'])}: "
-            + ("no such setting" if fault["type"] == "extra_forbidden" else fault["msg"])
+            + ("no such setting" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, "))
             for fault in error.errors()
         )
         raise MalformedInput(f"{path if values else 'environment'}: {faults}") from error

@@ -40,6 +40,14 @@ def number(status: Status | None, *path: str) -> float | None:
     return found if isinstance(found, int | float) else None
 
 
+def counts(status: Status | None, *path: str) -> dict[str, float] | None:
+    """Numbers by name, as a process published them at `path`; None: nothing."""
+    found = value(status, path)
+    if not isinstance(found, Mapping):
+        return None
+    return {str(name): count for name, count in sorted(found.items()) if isinstance(count, int | float)}
+
+
 def rate(earlier: Look | None, later: Look, process: str, *path: str) -> float | None:
     """Growth of a counter, per second of the process's own publishing times."""
     before, after = earlier.said.get(process) if earlier else None, later.said.get(process)
@@ -116,7 +124,7 @@ def overview(earlier: Look | None, later: Look, *, embedded: bool) -> dict[str, 
         "store": {
             "lag_seconds": _round(lag_seconds(said, later.time), 3),
             "rows_per_second": _round(rate(earlier, later, "record", "rows")),
-            "rows": value(store, ("rows",)),
+            "rows": counts(store, "rows"),
             "bytes": number(store, "bytes"),
         },
         "leases": number(wire, "leases"),
@@ -125,23 +133,25 @@ def overview(earlier: Look | None, later: Look, *, embedded: bool) -> dict[str, 
     }
 
 
-def _counts(earlier: Look | None, later: Look, kind: str) -> dict[str, dict[str, float | None]]:
-    """Packets by name, with their rate. One that was not there before counted from 0."""
-    counts = value(later.said.get("wire"), (kind,))
-    if not isinstance(counts, Mapping):
-        return {}
-    before = value(earlier.said.get("wire"), (kind,)) if earlier else None
+def _counts(earlier: Look | None, later: Look, kind: str) -> dict[str, dict[str, float | None]] | None:
+    """Packets by name, with their rate. One that was not there before counted from 0. None: nobody says."""
+    found = counts(later.said.get("wire"), kind)
+    if found is None:
+        return None
+    before = counts(earlier.said.get("wire"), kind) if earlier else None
     return {
-        str(name): {"count": count, "per_second": _round(_growth(earlier, later, before, str(name), count))}
-        for name, count in sorted(counts.items())
+        name: {"count": count, "per_second": _round(_growth(earlier, later, before, name, count))}
+        for name, count in found.items()
     }
 
 
-def _growth(earlier: Look | None, later: Look, before: Any, name: str, count: float) -> float | None:
-    if earlier is None or not isinstance(before, Mapping):
+def _growth(
+    earlier: Look | None, later: Look, before: Mapping[str, float] | None, name: str, count: float
+) -> float | None:
+    if earlier is None or before is None:
         return None
     seconds = later.said["wire"].time - earlier.said["wire"].time
-    more = count - float(before.get(name, 0))
+    more = count - before.get(name, 0)
     return more / seconds if seconds > 0 and more >= 0 else None
 
 

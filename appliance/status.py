@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 
+from appliance.errors import MalformedInput, Unavailable, VerbatimError
+
 STALE_AFTER = 10.0  # seconds
 BLOCK = 4096  # bytes: files are padded with blanks to whole ones, so that the next word fits into the place of the last
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -44,7 +46,9 @@ class Status:
     @property
     def repairs(self) -> dict[str, int]:
         found = self.values.get("repairs")
-        return {str(name): int(count) for name, count in found.items()} if isinstance(found, dict) else {}
+        if not isinstance(found, dict):
+            return {}
+        return {str(name): count for name, count in found.items() if isinstance(count, int)}
 
 
 def run_folder(data: Path) -> Path:
@@ -86,19 +90,33 @@ def withdraw(data: Path, name: str) -> None:
     (data / "run" / f"{name}.status.json").unlink(missing_ok=True)
 
 
-def readable(data: Path) -> bool:
-    """Whether this user may see what processes say; true while there is nothing yet."""
-    try:
-        return not (data / "run").exists() or os.access(data / "run", os.R_OK | os.X_OK)
-    except PermissionError:
-        return False
+def check_readable(data: Path) -> None:
+    """Fine where this user may see what processes say, and while there is nothing yet.
+
+    Raises `MalformedInput` where another file is in the folder's place, `Unavailable` where the user may not look.
+    """
+    for folder in (data, data / "run"):
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise MalformedInput(f"{folder}: not a folder; name the appliance's folder as data")
+        except PermissionError as error:
+            raise Unavailable(f"{folder}: not allowed to look; run it as root") from error
+    if (data / "run").exists() and not os.access(data / "run", os.R_OK | os.X_OK):
+        raise Unavailable(f"{data / 'run'}: not allowed to look; run it as root")
 
 
 def read(data: Path) -> dict[str, Status]:
     """The last word of every process, by name. Unreadable files count as absent."""
     found: dict[str, Status] = {}
-    for path in sorted((data / "run").glob("*.status.json")) if readable(data) else ():
+    try:
+        check_readable(data)
+        paths = sorted((data / "run").glob("*.status.json"))
+    except VerbatimError:
+        return found
+    for path in paths:
         try:
+            if not path.is_file():  # a pipe would never end
+                continue
             said = msgspec.json.decode(path.read_bytes())
             name = path.name.removesuffix(".status.json")
             at = float(said["time"])

@@ -46,6 +46,8 @@ def test_rules_of_both_ip_versions(tmp_path: Path) -> None:
         ('[[rules]]\nto = "10.0.0.0/8"\nport = 70000\nprotocol = "tcp"', "rules.0.port"),
         ('[[issuers]]\nissuer = "https://x"\naudience = ["v"]\nalgorithms = ["HS256"]', "algorithms must be"),
         ('[[issuers]]\nissuer = "https://x"\naudience = []', "audience"),
+        ('[[issuers]]\nissuer = ""\naudience = ["v"]\njwks_uri = "https://x/jwks"', "issuer must not be empty"),
+        ('[[issuers]]\nissuer = "https://x?a=b"\naudience = ["v"]', "no query and no fragment"),
         ('node = "two words"', "node"),
         ("data = ", "not TOML"),
     ],
@@ -55,6 +57,42 @@ def test_mistakes_are_named(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(MalformedInput, match=says) as error:
         load(path)
     assert str(path) in str(error.value)
+
+
+NO_ADDRESSES = [
+    "login.example.com",
+    "http://login.example.com",
+    "https://",
+    "https:///login",
+    "https://[::1/login",
+    "https://login.example.com:port",
+    "https://login.example.com:99999",
+    "https://login.example.com:0",
+    "https://login example.com",
+    "https://login.example.com\\u0000/",
+]
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+@pytest.mark.parametrize("name", ["issuer", "jwks_uri"])
+def test_issuers_are_asked_at_addresses(tmp_path: Path, name: str, address: str) -> None:
+    other = 'issuer = "accounts.example.com"\n' if name == "jwks_uri" else ""
+    text = f'[[issuers]]\naudience = ["v"]\n{other}{name} = "{address}"\n'
+    with pytest.raises(MalformedInput, match=f"issuers.0: .*{name} must be an address as https://"):
+        load(written(tmp_path, text))
+
+
+def test_an_issuer_that_is_not_asked_may_have_any_name(tmp_path: Path) -> None:
+    text = '[[issuers]]\naudience = ["v"]\nissuer = "accounts.example.com"\njwks_uri = "https://[fd00::1]:8443/jwks"\n'
+    (issuer,) = load(written(tmp_path, text)).issuers
+    assert issuer.issuer == "accounts.example.com"
+
+
+def test_a_password_in_an_address_is_not_shown(tmp_path: Path) -> None:
+    text = '[[issuers]]\naudience = ["v"]\nissuer = "https://me:opensesame@login.example.com"\n'
+    with pytest.raises(MalformedInput, match="without a user's name") as error:
+        load(written(tmp_path, text))
+    assert "opensesame" not in str(error.value)
 
 
 def test_missing_file_is_an_error_only_when_named(tmp_path: Path) -> None:

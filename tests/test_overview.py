@@ -42,6 +42,13 @@ def test_rates_that_nobody_knows(before: Look | None) -> None:
     assert rate(before, Look(NOW, said("wire", {"recorded": {"packets": 7}})), "wire", "recorded", "packets") is None
 
 
+def test_no_refusals_are_known_of_a_wire_process_that_says_nothing() -> None:
+    silent = overview(None, Look(NOW, said("record", {}), ring=(1 << 24, 0)), embedded=True)
+    assert (silent["refusals"], silent["others"], silent["ring"]["fill"]) == (None, None, 0.0)
+    none = overview(None, Look(NOW, said("wire", {"refusals": {}})), embedded=True)
+    assert (none["refusals"], none["others"]) == ({}, None)
+
+
 def test_refusals_have_rates_too() -> None:
     before = Look(NOW - 2, said("wire", {"refusals": {"no-lease": 4}}, at=NOW - 2))
     after = Look(NOW, said("wire", {"refusals": {"no-lease": 4, "quic": 6}}))
@@ -90,4 +97,4 @@ def test_healthy_only_when_every_process_is() -> None:
 def test_nothing_known_is_null_and_not_zero() -> None:
     found = overview(None, Look(NOW, {}), embedded=True)
     assert found["ring"] == {"bytes": None, "fill_bytes": None, "fill": None}
-    assert (found["leases"], found["journal"]["backlog_seconds"], found["refusals"]) == (None, None, {})
+    assert (found["leases"], found["journal"]["backlog_seconds"], found["refusals"]) == (None, None, None)

@@ -63,3 +63,14 @@ def main() -> None:
         remedy = "make room" if full else "check the path and who may use it"
         print(printable(f"verbatim: {where}{error.strerror or error}; {remedy}"), file=sys.stderr)  # noqa: T201
         sys.exit(2 if error.errno in PATHS else 3)
+    except Exception as error:
+        if not _of_netlink(error):
+            raise
+        print(printable(f"verbatim: the kernel refuses: {error}; see that it is run as root"), file=sys.stderr)  # noqa: T201
+        sys.exit(3)
+
+
+def _of_netlink(error: Exception) -> bool:
+    """pyroute2 takes long to load, and only verbs that need it do."""
+    loaded = sys.modules.get("pyroute2.netlink.exceptions")
+    return loaded is not None and isinstance(error, loaded.NetlinkError)

@@ -15,10 +15,9 @@ from rich.text import Text
 from appliance import config
 from appliance.cli.output import Config, Data, Json, console, emit
 from appliance.config import Settings
-from appliance.errors import Unavailable
 from appliance.overview import Look, overview
 from appliance.replay.text import printable
-from appliance.status import read, readable
+from appliance.status import check_readable, read
 from appliance.wire import bpf
 from appliance.wire.ring import fill
 
@@ -78,8 +77,7 @@ def status(
     Exit codes: 0 every process works and nothing is wrong; 1 not so; 2 malformed settings; 3 not allowed to look.
     """
     settings = config.load(config_file, data=data)
-    if not readable(settings.data):
-        raise Unavailable(f"{settings.data / 'run'}: not allowed to look; run it as root")
+    check_readable(settings.data)
     looks = _looks(settings, watch)
     said: dict[str, Any] = {}
     screen = Live(console=console, auto_refresh=False) if watch and console.is_terminal and not json else None
@@ -180,6 +178,8 @@ def _seconds(value: float | None) -> str:
 
 
 def _refusals(said: Mapping[str, Any]) -> str:
+    if said["refusals"] is None:
+        return UNKNOWN
     found = [
         f"{reason} {count['count']:,}" + (f" ({count['per_second']:,.1f}/s)" if count["per_second"] else "")
         for reason, count in said["refusals"].items()
@@ -200,7 +200,7 @@ def _wire(said: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("room", _bytes(journal["room_bytes"])),
         ("leases", _number(said["leases"])),
         ("flows", _number(said["flows"])),
-        ("refusals", _refusals(said) if ring["fill"] is not None else UNKNOWN),
+        ("refusals", _refusals(said)),
     ]
 
 
@@ -218,7 +218,7 @@ def _record(said: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _store(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = said["store"]["rows"]
     return [
-        ("messages", _number(rows.get("messages", 0) if isinstance(rows, dict) else None)),
+        ("messages", _number(None if rows is None else rows.get("messages", 0))),
         ("on disk", _bytes(said["store"]["bytes"])),
     ]
 

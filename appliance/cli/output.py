@@ -16,13 +16,19 @@ from appliance.replay.text import printable
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output, nothing else.")]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Settings; default $VERBATIM_CONFIG or /etc/verbatim/verbatim.toml."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        readable=False,  # not asked beforehand: reading it says what is wrong, and the remedy
+        help="Settings; default $VERBATIM_CONFIG or /etc/verbatim/verbatim.toml.",
+    ),
 ]
 Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
         metavar="DIR",
+        readable=False,
         help="Folder of everything that the appliance keeps; works by itself, without services.",
     ),
 ]

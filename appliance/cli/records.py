@@ -167,7 +167,7 @@ def search(
 
 
 def events(
-    kind: Annotated[str, typer.Option(help="For example refusal, lease or journal-stalled.")] = "",
+    kind: Annotated[str, typer.Option(help="For example lease-granted, or lease: all that begin so.")] = "",
     address: Annotated[str, typer.Option(help="The agent's.")] = "",
     since: Since = None,
     until: Until = None,

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from appliance.config import Settings
 from appliance.doctor import data, locks, machine, network, rules, services
 from appliance.doctor.finding import Check, Finding, Level, exit_code
@@ -36,7 +34,7 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
         *((Check.ISSUERS, one.issuer, partial(services.issuer, settings, one)) for one in settings.issuers),
     ]
     waiting = [(check, about, _begin(check, about, look)) for check, about, look in slow]
-    nics = network.look()
+    nics, blind = _interfaces()
     quick: list[tuple[Check, Look]] = [
         (Check.KERNEL, machine.kernel),
         (Check.HEADERS, machine.kernel_headers),
@@ -66,7 +64,7 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
         (Check.PROCESSES, partial(services.processes, settings, said, now)),
         (Check.REFUSALS, partial(services.refusals, said)),
     ]
-    found = [finding for check, look in quick for finding in _careful(check, "", look)]
+    found = [*blind, *(finding for check, look in quick for finding in _careful(check, "", look))]
     deadline = time.monotonic() + PATIENCE
     for check, about, answer in waiting:
         found += _collect(check, about, answer, deadline)
@@ -79,15 +77,29 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
     return sorted(found, key=lambda finding: order.index(finding.check))
 
 
+def _interfaces() -> tuple[dict[str, network.Nic], list[Finding]]:
+    """Those of this network namespace; and a finding when the kernel does not tell."""
+    nics: dict[str, network.Nic] = {}
+
+    def look() -> Iterator[Finding]:
+        nics.update(network.look())
+        yield from ()
+
+    return nics, list(_careful(Check.INTERFACES, "", look))
+
+
 def _careful(check: Check, about: str, look: Look) -> Iterator[Finding]:
     """A check that fails itself is a finding too."""
     try:
         yield from look()
     except PermissionError as error:
         yield Finding(check, about, Level.UNKNOWN, f"not allowed to look: {error.strerror or error}", "run it as root")
-    except (OSError, NetlinkError, VerbatimError) as error:
+    except VerbatimError as error:
         what, _, remedy = str(error).partition("; ")
         yield Finding(check, about, Level.UNKNOWN, f"could not be judged: {what}", remedy or "run it again")
+    except Exception as error:  # the machine, or a file on it, is as nobody expected: the other checks go on
+        text = f"could not be judged: {type(error).__name__}: {error}".removesuffix(": ")
+        yield Finding(check, about, Level.UNKNOWN, text, "run it again; if it stays, see what this check looks at")
 
 
 def _begin(check: Check, about: str, look: Look) -> "queue.Queue[list[Finding]]":

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
 from appliance.config import Settings
@@ -28,6 +29,12 @@ def folder(settings: Settings) -> Iterator[Finding]:
     if not path.exists():
         yield Finding(Check.DATA, "", Level.WARN, f"{path} does not exist yet", "the first start makes it")
         return
+    if not path.is_dir():
+        yield Finding(Check.DATA, "", Level.FAIL, f"{path} is not a folder", "set data to one, or to a new path")
+        return
+    if not path.is_absolute():
+        text = f"{path} is counted from where each process is started"
+        yield Finding(Check.DATA, "", Level.WARN, text, "set data to a path that begins with /")
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         text = f"{path} has mode {mode:o}: others see what is in it"
@@ -85,7 +92,10 @@ def journal(settings: Settings, said: Said) -> Iterator[Finding]:
         yield Finding(Check.JOURNAL, "", Level.WARN, "nothing is known of it", "start 'verbatim wire'")
         return
     text = f"{int(used) >> 20} MiB used, {int(room) >> 20} MiB until traffic stalls"
-    if value(wire, ("journal", "stalled")):
+    if wire is not None and not wire.live:
+        text = f"{text}, as 'verbatim wire' said {max(0.0, wire.age):.0f} s ago"
+        yield Finding(Check.JOURNAL, "", Level.UNKNOWN, text, "start 'verbatim wire'")
+    elif value(wire, ("journal", "stalled")):
         remedy = "free disk space, or see why 'verbatim record' lags"
         yield Finding(Check.JOURNAL, "", Level.FAIL, f"traffic is stalled: {text}", remedy)
     elif room < used:
@@ -105,8 +115,10 @@ def journal_key(settings: Settings) -> Iterator[Finding]:
         return
     try:
         key = JournalKey.load(settings.data)
-    except Unavailable:
-        yield Finding(Check.JOURNAL_KEY, "", Level.UNKNOWN, "cannot be read", "run it as root")
+    except Unavailable as error:
+        what, _, remedy = str(error).partition("; ")
+        denied = isinstance(error.__cause__, PermissionError)
+        yield Finding(Check.JOURNAL_KEY, "", Level.UNKNOWN if denied else Level.FAIL, what, remedy)
     except (Refused, DamagedEvidence, MalformedInput) as error:
         what, _, remedy = str(error).partition("; ")
         yield Finding(Check.JOURNAL_KEY, "", Level.FAIL, what, remedy)
@@ -133,7 +145,9 @@ def authority(settings: Settings, now: datetime | None = None) -> Iterator[Findi
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
         secret = serialization.load_pem_private_key(key.read_bytes(), None)
-    except (ValueError, TypeError) as error:
+    except PermissionError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
         yield Finding(
             Check.CA, "", Level.FAIL, f"does not read: {error}", "restore ca.key and ca.crt from their backup"
         )
@@ -143,11 +157,33 @@ def authority(settings: Settings, now: datetime | None = None) -> Iterator[Findi
         yield Finding(Check.CA, "", Level.FAIL, "ca.key is not the key of ca.crt", remedy)
         return
     yield _lifetime("", found, now, RENEW_BEFORE * 12, "remove ca.key and ca.crt, and have agents trust the new CA")
-    leaf = keys / "api.crt"
-    if leaf.exists():
-        with suppress(ValueError):
-            served = x509.load_pem_x509_certificate(leaf.read_bytes())
-            yield _lifetime("API", served, now, timedelta(days=7), "restart 'verbatim api', which makes a new one")
+    yield from _served(keys, found, now)
+
+
+def _served(keys: Path, signer: x509.Certificate, now: datetime) -> Iterator[Finding]:
+    """What the API shows to agents: read, signed by the CA, with its key. Anything else is made anew at its start."""
+    leaf, key = keys / "api.crt", keys / "api.key"
+    if not leaf.exists():
+        return
+    remedy = "restart 'verbatim api', which makes a new pair"
+    try:
+        served = x509.load_pem_x509_certificate(leaf.read_bytes())
+        secret = serialization.load_pem_private_key(key.read_bytes(), None)
+        served.verify_directly_issued_by(signer)
+    except FileNotFoundError:
+        fault = "api.key is gone"
+    except InvalidSignature:
+        fault = "api.crt is not signed by ca.crt: agents will not believe it"
+    except PermissionError:
+        raise
+    except (ValueError, TypeError, OSError) as error:
+        fault = f"api.crt or api.key does not read: {error}"
+    else:
+        fault = "" if secret.public_key() == served.public_key() else "api.key is not the key of api.crt"
+    if fault:
+        yield Finding(Check.CA, "API", Level.FAIL, fault, remedy)
+        return
+    yield _lifetime("API", served, now, timedelta(days=7), remedy)
 
 
 def _lifetime(about: str, certificate: x509.Certificate, now: datetime, early: timedelta, remedy: str) -> Finding:

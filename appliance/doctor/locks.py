@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from appliance.errors import MalformedInput, Unavailable
 from appliance.wire import abi, bpf, filters, interlock, loader, program
 from appliance.wire.ring import fill
 
-SEARCH = os.defpath + ":/usr/sbin:/sbin"
 TIMEOUT = 4.0  # seconds for one run of nft
 START = "start 'verbatim wire', which makes it"
 PLACES = {"program": filters.ARRIVAL, "gate": filters.DEPARTURE}  # pin -> where it is attached
@@ -58,7 +55,7 @@ def pins(settings: Settings) -> Iterator[Finding]:
 
 def ring(settings: Settings) -> Iterator[Finding]:
     """How full it is, whether anybody drains it or not."""
-    fd = bpf.get(settings.wire.bpffs / "ring")
+    fd = bpf.get(settings.wire.bpffs / "ring") if settings.wire.bpffs.is_dir() else None
     if fd is None:
         return
     try:
@@ -102,7 +99,8 @@ def _current(folder: Path) -> bool:
 def attached(settings: Settings, nics: Mapping[str, Nic]) -> Iterator[Finding]:
     """Is the pinned program the first on every interface?"""
     folder = settings.wire.bpffs
-    pinned = {name: fd for name in PLACES if (fd := bpf.get(folder / name)) is not None}
+    there = PLACES if folder.is_dir() else ()
+    pinned = {name: fd for name in there if (fd := bpf.get(folder / name)) is not None}
     try:
         if set(pinned) != set(PLACES):
             yield Finding(Check.FILTERS, "", Level.WARN, "there is no pinned program that could be attached", START)
@@ -260,17 +258,8 @@ def _table(table: str) -> str | None:
 
 def _nft(*arguments: str, script: str | None = None) -> str:
     """Raises `FileNotFoundError` when what is listed does not exist, `PermissionError`, `Unavailable`."""
-    command = shutil.which("nft", path=SEARCH)
-    if command is None:
-        raise Unavailable("nft is missing; apt-get install nftables")
-    try:
-        done = subprocess.run(
-            [command, *arguments], input=script, capture_output=True, text=True, timeout=TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"nft: no answer within {TIMEOUT:.0f} s; look at the machine's load") from error
-    if done.returncode:
-        fault = next((line for line in done.stderr.splitlines() if line.strip()), "no message")
+    done = interlock.run_nft(*arguments, script=script, timeout=TIMEOUT)
+    if fault := interlock.nft_fault(done):
         if "No such file" in fault:
             raise FileNotFoundError(fault)
         if "not permitted" in fault or "must be root" in fault:

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import resource
-import shutil
 import struct
 import time
 from collections.abc import Iterator
@@ -27,10 +26,8 @@ from appliance.wire import bpf, headers, interlock, loader
 KERNEL_FLOOR = (6, 1)
 PLAUSIBLE = datetime(2026, 1, 1, tzinfo=UTC)  # no clock is right that is before the first release
 MAX_AHEAD = 2.0  # seconds by which files may be dated in the future: file systems round
-STORE_BYTES = 1 << 30  # what the embedded store takes when it is busy
 OVERHEAD = 64  # bytes of a kernel map's entry besides key and value, roughly
 FILES = 8192  # that the API wants open (api/server.py)
-SEARCH = os.defpath + ":/usr/sbin:/sbin"
 STA_UNSYNC = 0x40  # linux/timex.h
 TIMEX_BYTES = 208  # struct timex on 64-bit Linux
 TIMEX_STATUS = 40  # offset of .status
@@ -136,7 +133,7 @@ def compiler() -> Iterator[Finding]:
 
 
 def nftables() -> Iterator[Finding]:
-    if shutil.which("nft", path=SEARCH):
+    if interlock.nft_path():
         yield Finding(Check.NFTABLES, "", Level.OK, "nft is installed")
     else:
         yield Finding(Check.NFTABLES, "", Level.FAIL, "nft is missing", "apt-get install nftables")
@@ -165,12 +162,19 @@ def memory(settings: Settings) -> Iterator[Finding]:
     total = sum(wanted.values())
     text = f"up to {total >> 20} MiB of {has >> 20} MiB ({parts})"
     if total > has:
-        remedy = "lower wire.ring_bytes, wire.max_flows, record.max_memory, or give the machine more"
+        remedy = f"lower {', '.join(_bounding(settings))}, or give the machine more"
         yield Finding(Check.MEMORY, "", Level.FAIL, text, remedy)
     elif 10 * total > 8 * has:
-        yield Finding(Check.MEMORY, "", Level.WARN, text, "give the machine more memory, or lower these limits")
+        remedy = f"give the machine more memory, or lower {', '.join(_bounding(settings))}"
+        yield Finding(Check.MEMORY, "", Level.WARN, text, remedy)
     else:
         yield Finding(Check.MEMORY, "", Level.OK, text)
+
+
+def _bounding(settings: Settings) -> tuple[str, ...]:
+    """The settings that `bounds` are made of."""
+    ours = ("wire.ring_bytes", "wire.max_flows", "record.max_memory")
+    return ours if settings.store.url else (*ours, "store.max_memory")
 
 
 def bounds(settings: Settings) -> dict[str, int]:
@@ -181,7 +185,7 @@ def bounds(settings: Settings) -> dict[str, int]:
     for shape in shapes.values():
         values = shape.value * (bpf.possible_cpus() if shape.kind == bpf.PERCPU_ARRAY else 1)
         maps += shape.entries * (shape.key + values + OVERHEAD)
-    store = 0 if settings.store.url else STORE_BYTES
+    store = 0 if settings.store.url else settings.store.max_memory
     return {"ring": ring, "kernel maps": maps, "recorder": settings.record.max_memory, "store": store}
 
 

@@ -14,10 +14,10 @@ from appliance.config import Issuer, Settings
 from appliance.doctor.finding import Check, Finding, Level
 from appliance.doctor.rules import opens
 from appliance.errors import MalformedInput, Unavailable, VerbatimError
-from appliance.health import PROCESSES, State, parts
+from appliance.health import MAX_LAG, PROCESSES, State, parts
 from appliance.identity.jwks import Key, fetch_json, fetch_keys
-from appliance.overview import Said, backlog_seconds, lag_seconds, value
-from appliance.status import readable
+from appliance.overview import Said, backlog_seconds, counts, lag_seconds
+from appliance.status import check_readable
 from appliance.store import schema
 from appliance.store.client import open_store
 
@@ -28,9 +28,12 @@ CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}  # RFC 7518 §3.
 
 def processes(settings: Settings, said: Said, now: float) -> Iterator[Finding]:
     """Each process's faults. One that never ran is a warning while the kernel has nothing of ours."""
-    if not readable(settings.data):
-        text = f"not allowed to look into {settings.data / 'run'}"
-        yield Finding(Check.PROCESSES, "", Level.UNKNOWN, text, "run it as root")
+    try:
+        check_readable(settings.data)
+    except (MalformedInput, Unavailable) as error:
+        what, _, remedy = str(error).partition("; ")
+        level = Level.FAIL if isinstance(error, MalformedInput) else Level.UNKNOWN
+        yield Finding(Check.PROCESSES, "", level, what, remedy)
         return
     begun = bool(said) or settings.wire.bpffs.is_dir()
     for name, part in parts(said, embedded=not settings.store.url, names=PROCESSES).items():
@@ -48,13 +51,17 @@ def processes(settings: Settings, said: Said, now: float) -> Iterator[Finding]:
     lag, behind = lag_seconds(said, now), backlog_seconds(said, now)
     if lag is not None and behind is not None:
         text = f"{behind:.1f} s of the journal not read, {lag:.1f} s behind in the store"
-        yield Finding(Check.PROCESSES, "backlog", Level.OK, text)
+        if max(lag, behind) > MAX_LAG:
+            remedy = "see why 'verbatim record' lags: store, processor, memory; search does not show the newest traffic"
+            yield Finding(Check.PROCESSES, "backlog", Level.WARN, text, remedy)
+        else:
+            yield Finding(Check.PROCESSES, "backlog", Level.OK, text)
 
 
 def refusals(said: Said) -> Iterator[Finding]:
-    counts = value(said.get("wire"), ("refusals",))
-    if isinstance(counts, dict):
-        told = ", ".join(f"{int(count)} {reason}" for reason, count in sorted(counts.items()) if count)
+    found = counts(said.get("wire"), "refusals")
+    if found is not None:
+        told = ", ".join(f"{count:.0f} {reason}" for reason, count in found.items() if count)
         text = f"packets since the program was loaded: {told or 'none'}"
         yield Finding(Check.REFUSALS, "", Level.OK, text)
 
@@ -67,21 +74,30 @@ def ports(settings: Settings, said: Said) -> Iterator[Finding]:
         wanted.append(("store", "store.listen", settings.store.listen))
     for process, setting, address in wanted:
         host, _, port = address.rpartition(":")
-        with suppress(ValueError):
+        try:
             number, at = int(port), ip_address(host.removeprefix("[").removesuffix("]"))
-            status = said.get(process)
-            if number == 0:
-                continue
-            if status is not None and status.live:
-                yield Finding(Check.PORTS, process, Level.OK, f"{address} is its own")
-                continue
-            clash = [each for each, used in taken if used == number and (each == at or each.is_unspecified)]
-            if clash:
-                text = f"{address} is in use by another program"
-                remedy = f"stop that (ss -ltnp 'sport = :{number}'), or change {setting}"
-                yield Finding(Check.PORTS, process, Level.FAIL, text, remedy)
-            else:
-                yield Finding(Check.PORTS, process, Level.OK, f"{address} is free")
+        except ValueError:
+            if process == "store":  # `rules.api` tells of the others
+                text = f"{setting} {address!r} is not an address and port"
+                yield Finding(Check.PORTS, process, Level.FAIL, text, "write 127.0.0.1:0 or [::1]:0")
+            continue
+        status = said.get(process)
+        if number == 0:
+            continue
+        if status is not None and status.live:
+            yield Finding(Check.PORTS, process, Level.OK, f"{address} is its own")
+        elif any(used == number and _clash(at, each) for each, used in taken):
+            text = f"{address} is in use by another program"
+            remedy = f"stop that (ss -ltnp 'sport = :{number}'), or change {setting}"
+            yield Finding(Check.PORTS, process, Level.FAIL, text, remedy)
+        else:
+            yield Finding(Check.PORTS, process, Level.OK, f"{address} is free")
+
+
+def _clash(wanted: IPv4Address | IPv6Address, taken: IPv4Address | IPv6Address) -> bool:
+    """Of two addresses that mean all of them, one is enough; that of IPv6 may mean IPv4 as well."""
+    everything = wanted.is_unspecified and taken.version == wanted.version
+    return taken == wanted or taken.is_unspecified or everything
 
 
 def listeners() -> list[tuple[IPv4Address | IPv6Address, int]]:
@@ -133,7 +149,9 @@ def issuer(settings: Settings, one: Issuer) -> Iterator[Finding]:
     else:
         yield Finding(Check.ISSUERS, one.issuer, Level.OK, f"answers, {len(keys)} signature keys")
     address = urlsplit(one.issuer)
-    with suppress(OSError):
+    if not address.hostname:  # with a jwks_uri any name will do
+        return
+    with suppress(OSError, ValueError):
         port = address.port or 443
         found = {entry[4][0] for entry in socket.getaddrinfo(address.hostname, port, type=socket.SOCK_STREAM)}
         if found and not any(opens(settings, str(each), port) for each in found):

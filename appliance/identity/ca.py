@@ -1,7 +1,8 @@
 """The appliance's certificate authority: made at first start, mints the API's certificate.
 
 Files in `DATA/keys/`, keys with mode 0600: `ca.key`, `ca.crt` (ECDSA P-256, RFC 5280, path length 0, ten years) and
-`api.key`, `api.crt`. A leaf is made anew when its names change, when another CA signed it, or 30 days before it ends.
+`api.key`, `api.crt`. A leaf is made anew when its names change, when another CA signed it, when its key is another one,
+or 30 days before it ends.
 """
 
 import os
@@ -92,7 +93,9 @@ def api_certificate(
     now = now or datetime.now(UTC)
     wanted = list(dict.fromkeys(names))
     certificate_path, key_path = data / "keys" / "api.crt", data / "keys" / "api.key"
-    if not (key_path.exists() and certificate_path.exists() and _fits(certificate_path, authority, wanted, now)):
+    if not (
+        key_path.exists() and certificate_path.exists() and _fits(certificate_path, key_path, authority, wanted, now)
+    ):
         key, certificate = issue(authority, wanted, now)
         write_private(key_path, private_pem(key))
         certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + authority.pem)
@@ -165,9 +168,11 @@ def _general_name(name: str) -> x509.GeneralName:
         raise MalformedInput(f"certificate: {name!r} is neither an address nor a DNS name") from error
 
 
-def _fits(path: Path, authority: Authority, names: list[str], now: datetime) -> bool:
+def _fits(path: Path, key_path: Path, authority: Authority, names: list[str], now: datetime) -> bool:
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        if serialization.load_pem_private_key(key_path.read_bytes(), None).public_key() != certificate.public_key():
+            return False
         certificate.verify_directly_issued_by(authority.certificate)
         present = set(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
     except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):

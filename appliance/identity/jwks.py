@@ -43,11 +43,13 @@ def fetch_json(issuer: Issuer, url: str, seconds: float = FETCH_TIMEOUT, deadlin
     """GET `url` and decode its JSON body; https only, no redirects. `seconds`: for each step. Raises `Unavailable`."""
     name = f"issuer {issuer.issuer}"
     if not url.startswith("https://"):
-        raise Unavailable(f"{name}: {url} is not https; correct the issuer or jwks_uri")
+        raise UnusableKeys(f"{name}: {url} is not https; correct the issuer or jwks_uri")
     try:
         body = _within(deadline, _get(issuer, url, seconds))
     except TimeoutError as error:
         raise Unavailable(f"{name}: {url}: no whole answer within {deadline:g} s") from error
+    except httpx.InvalidURL as error:
+        raise UnusableKeys(f"{name}: {url!r} is no address: {error}; correct the issuer or jwks_uri") from error
     except (httpx.HTTPError, OSError, ValueError) as error:
         raise Unavailable(
             f"{name}: {url}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -59,7 +61,7 @@ def fetch_json(issuer: Issuer, url: str, seconds: float = FETCH_TIMEOUT, deadlin
 
 
 async def _get(issuer: Issuer, url: str, seconds: float) -> bytes:
-    context = ssl.create_default_context(cafile=str(issuer.ca) if issuer.ca else None)
+    context = _trust(issuer)
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}  # what is packed could be of any size
     body = bytearray()
     async with (
@@ -74,6 +76,14 @@ async def _get(issuer: Issuer, url: str, seconds: float) -> bytes:
             if len(body) > MAX_JWKS:
                 raise UnusableKeys(f"issuer {issuer.issuer}: {url} answers more than {MAX_JWKS} bytes")
     return bytes(body)
+
+
+def _trust(issuer: Issuer) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(issuer.ca) if issuer.ca else None)
+    except OSError as error:
+        name = f"issuer {issuer.issuer}: its certificate file {issuer.ca}"
+        raise Unavailable(f"{name}: {error.strerror or error}; correct issuers[].ca") from error
 
 
 def _within(seconds: float, coroutine: Coroutine[Any, Any, bytes]) -> bytes:

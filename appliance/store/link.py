@@ -164,15 +164,20 @@ def _service(service: Service, role: Role) -> Link:
 
 
 def _server(url: str, role: Role) -> Link:
-    address = urlsplit(url)
+    malformed = MalformedInput("store.url is not http(s)://user:password@host:port/database; correct it")
+    try:
+        address = urlsplit(url)
+        port = address.port
+    except ValueError:
+        raise malformed from None  # what it says may hold the password
     database = address.path.strip("/")
     if address.scheme not in ("http", "https") or not address.hostname or not database:
-        raise MalformedInput("store.url is not http(s)://user:password@host:port/database; correct it")
-    where = f"{address.scheme}://{address.hostname}:{address.port or ''}/{database}"
+        raise malformed
+    where = f"{address.scheme}://{address.hostname}:{port or ''}/{database}"
     secure = address.scheme == "https"
     client = _client(
         host=address.hostname,
-        port=address.port or (8443 if secure else 8123),
+        port=port or (8443 if secure else 8123),
         secure=secure,
         username=unquote(address.username or "default"),
         password=unquote(address.password or ""),

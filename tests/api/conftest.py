@@ -37,6 +37,7 @@ from appliance.model import (
 )
 from appliance.store.client import Store, open_store
 from appliance.wire.control import Client
+from tests.lab.wait import until
 
 ISSUER = "https://idp.example"
 KEY = RSAKey.generate_key(2048, {"kid": "one", "use": "sig"})
@@ -135,7 +136,8 @@ def recorded() -> list[Row]:
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return Settings(
-        data=tmp_path_factory.mktemp("data"), issuers=(Issuer(issuer=ISSUER, audience=("verbatim",), jwks_uri="x"),)
+        data=tmp_path_factory.mktemp("data"),
+        issuers=(Issuer(issuer=ISSUER, audience=("verbatim",), jwks_uri="https://x/jwks"),),
     )
 
 
@@ -146,9 +148,9 @@ def store(settings: Settings) -> Iterator[Store]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VERBATIM_")}
     process = subprocess.Popen(command, env=environment)
     try:
-        deadline = time.monotonic() + 30
-        while "store" not in status.read(settings.data) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(
+            lambda: "store" in status.read(settings.data) or process.poll() is not None, "the store says something", 30
+        )
         with open_store(settings, "writer") as writer:
             writer.insert(recorded())
         with open_store(settings, "reader") as reader:

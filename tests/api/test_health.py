@@ -1,14 +1,20 @@
 """Health, metrics and the CA: what strangers see, what the gateway itself sees."""
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from cryptography import x509
 from fastapi.testclient import TestClient
 
+from api.app import create
+from api.deps import Parts
 from appliance import status
 from appliance.config import Settings
 from tests.api.conftest import token
+from tests.lab.wait import until
 
 Caller = Callable[..., TestClient]
 WIRE = {"ring": {"bytes": 100, "fill": 7}, "refusals": {"no-lease": 3}, "journal": {"room": 5, "stalled": False}}
@@ -111,3 +117,16 @@ def test_ca_needs_no_token(caller: Caller) -> None:
     assert file.text == shown["pem"]
     assert file.headers["verbatim-fingerprint-sha256"] == shown["fingerprint_sha256"]
     assert x509.load_pem_x509_certificate(file.content).issuer.rfc4514_string() == "CN=Verbatim CA gateway"
+
+
+def test_the_issuers_are_asked_again_whatever_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.app.TEND_SECONDS", 0.01)
+    asked: list[None] = []
+
+    def tend(changed: object) -> None:
+        asked.append(None)
+        raise RuntimeError("what nobody thought of")
+
+    verifier = SimpleNamespace(tend=tend, faults=dict)
+    with TestClient(create(cast(Parts, SimpleNamespace(settings=Settings(data=tmp_path), verifier=verifier)))):
+        until(lambda: len(asked) >= 3, "the issuers are asked again")

@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
-from appliance.status import publish
+from appliance import cli
+from appliance.cli import operations
+from appliance.overview import Look, overview
+from appliance.status import Status, publish
 from tests.lab.wait import until
 
 VALUES: dict[str, dict[str, Any]] = {
@@ -97,6 +101,16 @@ def test_status_of_what_is_dead_says_so(tmp_path: Path) -> None:
     assert api.startswith("api stopped, FAULT stopped: not running; start it")
 
 
+def test_status_claims_no_refusals_that_nobody_counted() -> None:
+    ring = (1 << 24, 1 << 20)  # pinned, without a wire process
+    wire, *_ = operations.lines(overview(None, Look(time.time(), {}, ring), embedded=True))
+    assert "ring 6.2 % of 16.8 MB" in wire
+    assert "refusals" not in wire
+    said = Status("wire", os.getpid(), 0.0, {"refusals": {"quic": 0}}, time.time())
+    wire, *_ = operations.lines(overview(None, Look(time.time(), {"wire": said}), embedded=True))
+    assert "refusals none" in wire
+
+
 def interruptible() -> None:
     """Who starts the tests in the background has SIGINT ignored or blocked in all that they start."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -175,3 +189,66 @@ def test_malformed_settings_are_told_apart(verb: str, tmp_path: Path) -> None:
     done = run(verb, "--config", str(config))
     assert (done.returncode, done.stdout) == (2, "")
     assert "ring_bytes" in done.stderr
+
+
+def test_what_the_kernel_refuses_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise NetlinkError(1, "Operation not permitted")
+
+    monkeypatch.setattr(cli, "app", refused)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 3
+    assert capsys.readouterr().err == (
+        "verbatim: the kernel refuses: (1, 'Operation not permitted'); see that it is run as root\n"
+    )
+
+
+@pytest.mark.parametrize("verb", ["doctor", "status"])
+def test_malformed_variables_are_told_apart_and_not_shown(verb: str) -> None:
+    done = run(verb, VERBATIM_STORE='{"url": "http://me:opensesame@db/x"')
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("verbatim: environment: VERBATIM_STORE is not JSON; ")
+    assert "opensesame" not in done.stderr
+
+
+def test_status_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.touch()
+    done = run("status", "--data", str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"verbatim: {file}: not a folder; name the appliance's folder as data\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+@pytest.mark.parametrize(("option", "code"), [("--config", 2), ("--data", 3)])
+def test_what_this_user_may_not_read_has_a_remedy(option: str, code: int, tmp_path: Path) -> None:
+    path = tmp_path / "ours"
+    if option == "--config":
+        path.touch(mode=0o600)
+    else:
+        path.mkdir(mode=0o700)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    command = [sys.executable, "-m", "appliance", "status", option, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, user=65534, group=65534, extra_groups=[])
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(f"verbatim: {path}")
+    assert "; " in done.stderr
+
+
+def test_status_of_values_that_are_none(tmp_path: Path) -> None:
+    odd: dict[str, Any] = {
+        "refusals": {"quic": "many", "fragment": 2},
+        "rows": {"messages": [1]},
+        "repairs": {"x": "y"},
+    }
+    for name in VALUES:
+        publish(tmp_path, name, odd)
+    for arguments in ((), ("--json",)):
+        done = run("status", *arguments, "--data", str(tmp_path))
+        assert "Traceback" not in done.stderr
+        assert "fragment" in done.stdout
+        assert "quic" not in done.stdout

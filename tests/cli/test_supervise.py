@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from appliance import status
 from appliance.cli import supervise
 from appliance.cli.supervise import Child, Supervisor
 from appliance.config import Settings
+from tests.lab.wait import until
 
 # A part that publishes its status, and that SIGTERM ends only after a while.
 PART = """
@@ -32,6 +32,7 @@ import sys
 from pathlib import Path
 from appliance.cli.supervise import Child, Supervisor
 from appliance.config import Settings
+from tests.lab.wait import until
 command = [sys.executable, "-c", sys.argv[2], sys.argv[1], "wire", "0.5"]
 sys.exit(Supervisor(Settings(data=Path(sys.argv[1])), [Child("wire", command)]).run(as_json=True))
 """
@@ -39,13 +40,12 @@ sys.exit(Supervisor(Settings(data=Path(sys.argv[1])), [Child("wire", command)]).
 
 def wait(data: Path, other_than: int = 0) -> int:
     """The process id of the part once it has published."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
+
+    def published() -> int | None:
         said = status.read(data).get("wire")
-        if said and said.live and said.pid != other_than:
-            return said.pid
-        time.sleep(0.01)
-    raise AssertionError("it never published")
+        return said.pid if said and said.live and said.pid != other_than else None
+
+    return until(published, "the part publishes")
 
 
 @pytest.fixture

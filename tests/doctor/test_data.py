@@ -1,5 +1,7 @@
 """The data folder, its disk and its keys; real keys as the processes make them."""
 
+import json
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -62,6 +64,15 @@ def test_room_in_the_journal(published: dict[str, object], level: Level, tmp_pat
     assert (found.level, bool(found.remedy)) == (level, level is not Level.OK)
 
 
+def test_the_last_word_of_a_wire_process_that_is_dead(tmp_path: Path) -> None:
+    publish(tmp_path, "wire", {"journal": {"bytes": 10 << 20, "room": 90 << 20, "stalled": False}})
+    path = tmp_path / "run" / "wire.status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": 2**22 + 1, "time": time.time() - 300}))
+    found = worst(data.journal(gateway(tmp_path), read(tmp_path)))
+    assert (found.level, found.remedy) == (Level.UNKNOWN, "start 'verbatim wire'")
+    assert "said 30" in found.found
+
+
 def test_the_journal_key(tmp_path: Path) -> None:
     settings = gateway(tmp_path)
     key = JournalKey.load_or_create(tmp_path)
@@ -113,3 +124,51 @@ def test_an_authority_whose_halves_do_not_fit(tmp_path: Path) -> None:
     assert "does not read" in worst(data.authority(gateway(tmp_path))).found
     key.unlink()
     assert "only one of" in worst(data.authority(gateway(tmp_path))).found
+
+
+def test_an_api_certificate_that_does_not_fit(tmp_path: Path) -> None:
+    settings, keys, other = gateway(tmp_path), tmp_path / "keys", tmp_path / "other"
+    for folder in (tmp_path, other):
+        ca.api_certificate(ca.load_or_create(folder, "gateway"), folder, ["localhost"])
+
+    def found() -> tuple[str, Level, str]:
+        (one,) = [each for each in data.authority(settings) if each.level is not Level.OK]
+        assert one.remedy == "restart 'verbatim api', which makes a new pair"
+        return one.about, one.level, one.found
+
+    ours = (keys / "api.key").read_bytes()
+    (keys / "api.key").write_bytes((other / "keys" / "api.key").read_bytes())
+    assert found() == ("API", Level.FAIL, "api.key is not the key of api.crt")
+    (keys / "api.crt").write_bytes((other / "keys" / "api.crt").read_bytes())
+    assert found() == ("API", Level.FAIL, "api.crt is not signed by ca.crt: agents will not believe it")
+    (keys / "api.crt").write_text("nothing")
+    assert "does not read" in found()[2]
+    (keys / "api.key").write_bytes(ours)
+    assert "does not read" in found()[2]
+    (keys / "api.key").unlink()
+    (keys / "api.crt").write_bytes((other / "keys" / "api.crt").read_bytes())
+    assert found() == ("API", Level.FAIL, "api.key is gone")
+    ca.api_certificate(ca.load_or_create(tmp_path, "gateway"), tmp_path, ["localhost"])  # what the remedy does
+    assert {one.level for one in data.authority(settings)} == {Level.OK}
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.touch()
+    found = worst(data.folder(gateway(file)))
+    assert (found.level, found.found) == (Level.FAIL, f"{file} is not a folder")
+
+
+def test_a_relative_folder_is_another_one_for_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir(mode=0o700)
+    found = worst(data.folder(gateway(Path("here"))))
+    assert (found.level, found.remedy) == (Level.WARN, "set data to a path that begins with /")
+
+
+def test_folders_in_the_place_of_keys(tmp_path: Path) -> None:
+    for name in ("ca.key", "ca.crt", "journal.key"):
+        (tmp_path / "keys" / name).mkdir(mode=0o700, parents=True)
+    for look in (data.authority, data.journal_key):
+        found = worst(look(gateway(tmp_path)))
+        assert (found.level, "irectory" in found.found, bool(found.remedy)) == (Level.FAIL, True, True)

@@ -10,6 +10,7 @@ import pytest
 from appliance.config import Store, Wire
 from appliance.doctor import machine
 from appliance.doctor.finding import Level
+from appliance.wire import interlock
 from tests.doctor.conftest import gateway, needs_root, worst
 
 
@@ -45,6 +46,22 @@ def test_bounds_that_the_machine_cannot_hold() -> None:
     greedy = gateway(wire=Wire(ring_bytes=1 << 42), store=Store(url="http://db:8123/verbatim"))
     found = worst(machine.memory(greedy))
     assert (found.level, "wire.ring_bytes" in found.remedy) == (Level.FAIL, True)
+
+
+def test_the_stores_bound_is_the_configured_one() -> None:
+    assert machine.bounds(gateway(store=Store(max_memory=3 << 30)))["store"] == 3 << 30
+    found = worst(machine.memory(gateway(store=Store(max_memory=1 << 50))))
+    assert (found.level, "store.max_memory" in found.remedy) == (Level.FAIL, True)
+    elsewhere = gateway(wire=Wire(ring_bytes=1 << 42), store=Store(url="http://db:8123/verbatim", max_memory=1 << 50))
+    assert "store.max_memory" not in worst(machine.memory(elsewhere)).remedy
+
+
+def test_nft_is_found_where_only_root_has_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not Path("/usr/sbin/nft").exists():
+        pytest.skip("nft is elsewhere on this machine")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert worst(machine.nftables()).level is Level.OK
+    assert interlock.nft_path() == "/usr/sbin/nft"
 
 
 def test_the_control_group_counts(tmp_path: Path) -> None:

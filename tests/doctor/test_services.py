@@ -62,11 +62,42 @@ def test_a_port_that_another_program_holds(tmp_path: Path) -> None:
     assert worst(services.ports(settings, {})).level is Level.OK
 
 
+def test_a_store_address_that_is_none(tmp_path: Path) -> None:
+    found = worst(services.ports(gateway(tmp_path, store={"listen": "here"}), {}), "store")
+    assert (found.level, found.remedy) == (Level.FAIL, "write 127.0.0.1:0 or [::1]:0")
+
+
+@pytest.mark.parametrize("wanted", ["0.0.0.0", "[::]"])
+def test_all_addresses_are_not_free_while_one_is_taken(wanted: str, tmp_path: Path) -> None:
+    version, host = (socket.AF_INET6, "::1") if wanted == "[::]" else (socket.AF_INET, "127.0.0.1")
+    with socket.socket(version) as other:
+        other.bind((host, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        found = worst(services.ports(gateway(tmp_path, api=Api(listen=(f"{wanted}:{port}",))), {}))
+    assert (found.level, found.found) == (Level.FAIL, f"{wanted}:{port} is in use by another program")
+
+
+@pytest.mark.parametrize(("lag", "level"), [(0.5, Level.OK), (7200.0, Level.WARN)])
+def test_a_recorder_that_is_hours_behind(lag: float, level: Level, tmp_path: Path) -> None:
+    publish(tmp_path, "record", {"lag_seconds": lag, "backlog_bytes": 0})
+    (found,) = [one for one in processes(gateway(tmp_path)) if one.about == "backlog"]
+    assert (found.level, bool(found.remedy)) == (level, level is not Level.OK)
+    assert f"{lag:.1f} s behind" in found.found
+
+
 def test_a_store_that_does_not_answer(tmp_path: Path) -> None:
     settings = gateway(tmp_path, store={"url": "http://writer:opensesame@127.0.0.1:1/verbatim"})
     found = worst(services.store(settings, {}))
     assert (found.level, found.found) == (Level.FAIL, "store at 127.0.0.1:1 does not answer")
     assert worst(services.store(gateway(tmp_path), {})).level is Level.WARN
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://me:opensesame@[::1/x", "http://me:opensesame@db:port/x"])
+def test_a_store_address_that_cannot_be(url: str, tmp_path: Path) -> None:
+    found = worst(services.store(gateway(tmp_path, store={"url": url}), {}))
+    assert (found.level, found.remedy) == (Level.FAIL, "correct it")
+    assert "opensesame" not in found.sentence
 
 
 def issuer(url: str) -> Issuer:
@@ -79,6 +110,22 @@ def test_an_issuer_that_cannot_be_reached_is_named_once(tmp_path: Path) -> None:
     assert (found.level, found.about) == (Level.FAIL, "https://127.0.0.1:1")
     assert "issuer " not in found.found
     assert found.remedy
+
+
+def test_an_issuer_whose_keys_have_no_address(tmp_path: Path) -> None:
+    one = issuer("https://login.example.com").model_copy(update={"jwks_uri": "https://[::1/jwks"})
+    found = worst(services.issuer(gateway(tmp_path), one))
+    assert (found.level, found.remedy) == (Level.FAIL, "correct the issuer or jwks_uri")
+
+
+@pytest.mark.parametrize(("file", "says"), [("nothing.pem", "No such file"), ("empty.pem", ""), (".", "directory")])
+def test_a_certificate_file_that_is_none(file: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    one = issuer("https://127.0.0.1:1").model_copy(update={"ca": tmp_path / file})
+    found = worst(services.issuer(gateway(tmp_path), one))
+    assert (found.level, found.remedy) == (Level.FAIL, "correct issuers[].ca")
+    assert found.found.startswith(f"its certificate file {tmp_path / file}: ")
+    assert says in found.found
 
 
 def test_an_issuer_that_never_answers_costs_seconds_only(tmp_path: Path) -> None:
@@ -99,6 +146,28 @@ def test_every_finding_that_is_not_fine_has_a_remedy(tmp_path: Path) -> None:
     order = list(Check)
     assert [order.index(one.check) for one in found] == sorted(order.index(one.check) for one in found)
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("odd"), KeyError("odd"), json.JSONDecodeError("odd", "", 0), RuntimeError()]
+)
+@pytest.mark.parametrize("look", ["network.look", "machine.kernel", "locks.other_tables"])
+def test_what_nobody_expected_ends_one_check_only(
+    look: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"appliance.doctor.{look}", broken)
+    found = examine(gateway(tmp_path), root=True)
+    checks = {
+        "network.look": Check.INTERFACES,
+        "machine.kernel": Check.KERNEL,
+        "locks.other_tables": Check.OTHER_TABLES,
+    }
+    told = [one for one in found if one.check is checks[look] and one.level is Level.UNKNOWN]
+    assert [type(error).__name__ in one.found and bool(one.remedy) for one in told] == [True]
+    assert {Check.DATA, Check.RULES, Check.PROCESSES, Check.STORE} <= {one.check for one in found}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import random
 import signal
 import time
 
-from tests.e2e.evasion import flood
+from tests.evasion.subnet import flood
 from tests.lab import Lab
 from tests.lab.appliance import API_PORT, Appliance
 from tests.lab.task import Task

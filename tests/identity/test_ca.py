@@ -1,5 +1,6 @@
 """The appliance's CA and the certificate of its API, as OpenSSL sees them."""
 
+import ssl
 import stat
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -69,3 +70,13 @@ def test_names_must_be_names(tmp_path: Path) -> None:
     for names in ([], ["bücher.example"]):
         with pytest.raises(MalformedInput, match="certificate"):
             ca.issue(authority, names, datetime.now(UTC))
+
+
+def test_a_certificate_without_its_key_is_made_anew(tmp_path: Path) -> None:
+    authority = ca.load_or_create(tmp_path, "gate")
+    certificate, key = ca.api_certificate(authority, tmp_path, ["a.example"])
+    first = certificate.read_bytes()
+    key.write_bytes(ca.private_pem(authority.key))
+    ca.api_certificate(authority, tmp_path, ["a.example"])
+    assert certificate.read_bytes() != first
+    ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)  # raises if they don't fit

@@ -100,6 +100,22 @@ def test_an_issuer_that_is_down_shows_before_anybody_asks_and_when_it_is_back() 
     assert provider.verifier.faults() == {}
 
 
+@pytest.mark.parametrize("url", ["https://[::1/jwks", "https://x.example:port/jwks", "https://x\x00.example/jwks"])
+def test_an_address_that_is_none_is_a_fault(url: str) -> None:
+    provider = Provider(RSA)
+    verifier = provider.verifier
+
+    def published(issuer: Issuer, asked: str) -> Any:
+        return {"issuer": ISSUER, "jwks_uri": url} if "well-known" in asked else fetch_json(issuer, asked)
+
+    verifier._keys[ISSUER].fetch = published
+    verifier.tend(lambda issuer, came, went: None)
+    (fault,) = verifier.faults().items()
+    assert fault[0] == "issuer-keys-unusable"
+    with pytest.raises(Unavailable):
+        verifier.verify(sign(claims(exp=NOW + 900)))
+
+
 def test_thousands_of_unknown_key_ids_cause_few_fetches_and_few_wait() -> None:
     """While the issuer hangs, who comes with an unknown key id is sent away rather than kept."""
     release, asked = threading.Event(), threading.Event()

@@ -5,8 +5,6 @@ with an auditor's token, or through the command line, as a person would.
 """
 
 import json
-import os
-import signal
 import ssl
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -192,13 +190,6 @@ class Appliance:
         """What a part says of itself."""
         said = status.read(self.data).get(part)
         return said.values if said else {}
-
-    def kill(self, part: str) -> None:
-        """Kill one part without warning, and wait until another process took its place and all is well."""
-        before = self.pid(part)
-        os.kill(before, signal.SIGKILL)
-        until(lambda: (said := status.read(self.data).get(part)) and said.pid != before, f"{part} runs again", 60)
-        self.wait()
 
     # -- what an agent does with it ----------------------------------------------------------------------------------
 

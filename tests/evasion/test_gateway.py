@@ -4,7 +4,6 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -21,63 +20,22 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Ether
 
 from appliance.wire.interlock import BURST, CALLS
-from tests.e2e.evasion import (
-    BOB,
+from tests.evasion.subnet import (
     EVE,
     FAR_GATEWAY,
     FAR_GATEWAY6,
     GATEWAY,
     GATEWAY6,
-    OPEN,
     THIEF,
     THIEF6,
     Cable,
     Server,
     Subnet,
-    Wiretap,
     grant,
     refused,
 )
 from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Wire, inside, sh, until
-
-
-@pytest.fixture(scope="session", autouse=True)
-def neighbour() -> None:
-    """These tests have a small gateway of their own."""
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Subnet]:
-    net = Subnet()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
-
-
-@pytest.fixture(scope="module")
-def wire(net: Subnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
-    wire = Wire(net, tmp_path_factory.mktemp("evasion"), rules=OPEN, bind="")
-    wire.wire = "refusal_rate = 100000\n"
-    try:
-        wire.start()
-        grant(wire, net, net.agent, BOB)
-        yield wire
-    finally:
-        wire.teardown()
-
-
-@pytest.fixture
-def agent(net: Subnet, wire: Wire) -> Iterator[Cable]:
-    with closing(Cable(net, net.agent)) as cable:
-        yield cable
-
-
-@pytest.fixture
-def thief(net: Subnet, wire: Wire) -> Iterator[Cable]:
-    with closing(Cable(net, net.thief)) as cable:
-        yield cable
-
+from tests.wire.sniffer import Sniffer
 
 V4, V6 = IP(src=AGENT, dst=UPSTREAM), IPv6(src=AGENT6, dst=UPSTREAM6)
 
@@ -115,7 +73,7 @@ def test_of_the_gateway_only_the_api_answers(net: Subnet, wire: Wire, agent: Cab
     addresses = [GATEWAY, FAR_GATEWAY, GATEWAY6, FAR_GATEWAY6, f"{link_local}%eth0"]
     before = Counter(refused(wire))
     try:
-        with Wiretap(net.agent) as answers:
+        with Sniffer(net.agent) as answers:
             for number, address in enumerate(
                 [GATEWAY, FAR_GATEWAY, "127.0.0.1", GATEWAY6, FAR_GATEWAY6, link_local, "::1"]
             ):
@@ -158,12 +116,12 @@ def test_of_the_gateway_only_the_api_answers(net: Subnet, wire: Wire, agent: Cab
 def test_one_host_cannot_take_all_connections_to_the_api(net: Subnet, wire: Wire, agent: Cable, thief: Cable) -> None:
     """Under any number of addresses. (Nobody listens here: the gateway's resets are counted.)"""
 
-    def resets(tap: Wiretap, port: int) -> int:
+    def resets(tap: Sniffer, port: int) -> int:
         return sum(
             packet[9] == 6 and packet[33] & 4 and packet[22:24] == port.to_bytes(2, "big") for packet in tap.packets
         )
 
-    with Wiretap(net.thief) as answers:
+    with Sniffer(net.thief) as answers:
         begun = time.monotonic()
         for number in range(1500):
             thief.send(IP(src=THIEF, dst=GATEWAY) / TCP(sport=2000, dport=8443, flags="S", seq=number))
@@ -171,7 +129,7 @@ def test_one_host_cannot_take_all_connections_to_the_api(net: Subnet, wire: Wire
         until("the gateway is through", lambda: any(packet[9] == 1 for packet in answers.packets))
         seconds = time.monotonic() - begun
         assert 0 < resets(answers, 2000) <= BURST + CALLS * (seconds + 1) < 1500
-    with Wiretap(net.agent) as answers:
+    with Sniffer(net.agent) as answers:
         agent.send(IP(src=AGENT, dst=GATEWAY) / TCP(sport=2001, dport=8443, flags="S"))
         until("another host is answered", lambda: resets(answers, 2001) == 1)
 
@@ -201,7 +159,7 @@ def test_a_neighbours_address_cannot_be_borrowed(net: Subnet, wire: Wire, thief:
     secret = secrets.token_hex(16).encode()
     marker = secrets.token_bytes(16)
     before = Counter(refused(wire))
-    with net.listen(UPSTREAM) as listener, Wiretap(net.upstream) as tap, Wiretap(net.thief) as eve:
+    with net.listen(UPSTREAM) as listener, Sniffer(net.upstream) as tap, Sniffer(net.thief) as eve:
         with net.connect(listener.getsockname()[1], UPSTREAM) as bob, closing(listener.accept()[0]) as server:
             for _ in range(20):
                 thief.send(
@@ -266,7 +224,7 @@ def test_the_gateway_is_not_poisoned(net: Subnet, wire: Wire, thief: Cable) -> N
     She tells the gateway only: what Bob's own host believes of its subnet is not the gateway's to say.
     """
     own, to_gateway = _link_local(net, net.thief), Ether(dst=thief.gateway, src=thief.mac)
-    with Server(net, UPSTREAM) as v4, Server(net, UPSTREAM6) as v6, Wiretap(net.thief) as eve:
+    with Server(net, UPSTREAM) as v4, Server(net, UPSTREAM6) as v6, Sniffer(net.thief) as eve:
         _ask(net, UPSTREAM, v4.port)
         _ask(net, UPSTREAM6, v6.port)
         routes = _routes(net)

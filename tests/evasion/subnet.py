@@ -1,11 +1,6 @@
-"""A subnet with two agents on one switch, a wire process on the gateway, and a wiretap on the server's side.
-
-The wiretap sees every frame that arrives at the server's interface, before the server's kernel looks at it: what it has
-and the journal has not, passed unrecorded.
-"""
+"""A subnet with two agents on one switch, a wire process on the gateway, and who attacks, works and answers there."""
 
 import socket
-import struct
 import subprocess
 import threading
 import time
@@ -27,9 +22,6 @@ GATEWAY, GATEWAY6 = "10.91.1.1", "fd91:1::1"
 FAR_GATEWAY, FAR_GATEWAY6 = "10.91.2.1", "fd91:2::1"
 BOB = Identity(issuer="https://idp.example", subject="bob", client="agent")
 EVE = Identity(issuer="https://idp.example", subject="eve", client="agent")
-ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
-SOL_PACKET, PACKET_IGNORE_OUTGOING = 263, 23  # linux/if_packet.h
-SO_RCVBUFFORCE = 33
 OPEN = "".join(
     f'[[rules]]\nto = "{to}"\nprotocol = "{protocol}"\n'
     for to in ("0.0.0.0/0", "fd91:2::2/128")
@@ -175,43 +167,6 @@ def canonical(packet: bytes) -> bytes:
         return bytes(kept[: int.from_bytes(kept[2:4], "big")])
     kept[7] = 0
     return bytes(kept[: 40 + int.from_bytes(kept[4:6], "big")])
-
-
-class Wiretap:
-    """Context manager: all IP packets that arrive at a host's interface meanwhile."""
-
-    def __init__(self, host: str, link: str = "eth0") -> None:
-        self._socket = inside(host, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
-        self._socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 * 2**20)
-        self._socket.bind((link, ETH_P_ALL))
-        self._socket.settimeout(0.05)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self.packets: list[bytes] = []
-
-    def _listen(self) -> None:
-        while not self._stop.is_set():
-            try:
-                frame = self._socket.recv(2**17)
-            except TimeoutError:
-                continue
-            if struct.unpack_from("!H", frame, 12)[0] in (ETH_P_IP, ETH_P_IPV6):
-                self.packets.append(frame[14:])
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._socket.close()
-
-    def has(self, marker: bytes) -> bool:
-        return any(marker in packet for packet in list(self.packets))
 
 
 def recorded(wire: Wire) -> set[bytes]:

@@ -10,14 +10,13 @@ import pytest
 
 from appliance.wire import bpf
 from appliance.wire.abi import Kind, Reason
-from tests.e2e.evasion import (
+from tests.evasion.subnet import (
     BOB,
     EVE,
     OPEN,
     Honest,
     Server,
     Subnet,
-    Wiretap,
     canonical,
     flood,
     grant,
@@ -26,6 +25,7 @@ from tests.e2e.evasion import (
     refused,
 )
 from tests.wire.net import UPSTREAM, Wire, sh, until
+from tests.wire.sniffer import Sniffer
 
 SECONDS = 1.5  # of honest work in each measurement
 SHARE = 0.15  # of the undisturbed rate that must be left on a machine whose processors the flood itself takes
@@ -70,20 +70,6 @@ for frame in itertools.cycle(frames):
     except OSError:
         pass
 """
-
-
-@pytest.fixture(scope="session", autouse=True)
-def neighbour() -> None:
-    """These tests have a small gateway of their own."""
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Subnet]:
-    net = Subnet()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +190,7 @@ def test_made_up_sources_leave_few_records_and_are_all_counted(net: Subnet, wire
 
 
 def test_what_passed_in_all_these_floods_is_recorded(net: Subnet, wire: Wire) -> None:
-    with Wiretap(net.upstream) as tap:
+    with Sniffer(net.upstream) as tap:
         flooding = attack(net, "udp-ports")
         try:
             until("packets pass", lambda: len(tap.packets) > 500)

@@ -5,7 +5,6 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -25,66 +24,24 @@ from scapy.layers.l2 import GRE, Dot1Q, Ether
 from scapy.packet import Raw
 
 from appliance.wire.abi import Kind, Reason
-from tests.e2e.evasion import (
-    BOB,
+from tests.evasion.subnet import (
     FAR_GATEWAY,
     FAR_GATEWAY6,
     GATEWAY,
     GATEWAY6,
-    OPEN,
     RULED,
     THIEF,
     THIEF6,
     UNRULED,
     Cable,
     Subnet,
-    Wiretap,
     canonical,
-    grant,
     reason,
     recorded,
     refused,
 )
 from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Wire, inside, sh, until
-
-
-@pytest.fixture(scope="session", autouse=True)
-def neighbour() -> None:
-    """These tests have a small gateway of their own."""
-
-
-@pytest.fixture(scope="module")
-def net() -> Iterator[Subnet]:
-    net = Subnet()
-    try:
-        yield net.create()
-    finally:
-        net.remove()
-
-
-@pytest.fixture(scope="module")
-def wire(net: Subnet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
-    wire = Wire(net, tmp_path_factory.mktemp("evasion"), rules=OPEN, bind="")
-    wire.wire = "refusal_rate = 100000\n"
-    try:
-        wire.start()
-        grant(wire, net, net.agent, BOB)
-        yield wire
-    finally:
-        wire.teardown()
-
-
-@pytest.fixture
-def agent(net: Subnet, wire: Wire) -> Iterator[Cable]:
-    with closing(Cable(net, net.agent)) as cable:
-        yield cable
-
-
-@pytest.fixture
-def thief(net: Subnet, wire: Wire) -> Iterator[Cable]:
-    with closing(Cable(net, net.thief)) as cable:
-        yield cable
-
+from tests.wire.sniffer import Sniffer
 
 V4, V6 = IP(src=AGENT, dst=UPSTREAM), IPv6(src=AGENT6, dst=UPSTREAM6)
 SYN = TCP(sport=40000, dport=80, flags="S")
@@ -155,7 +112,7 @@ def test_nothing_evasive_arrives_and_each_attempt_is_told(net: Subnet, wire: Wir
     markers = {name: secrets.token_bytes(16) for name in EVASIVE}
     expected: Counter[str] = Counter()
     control = secrets.token_bytes(16)
-    with Wiretap(net.upstream) as tap:
+    with Sniffer(net.upstream) as tap:
         for name, (why, build) in EVASIVE.items():
             packets = build(markers[name])
             for packet in packets if isinstance(packets, list) else [packets]:
@@ -181,7 +138,7 @@ def test_what_looks_odd_but_is_whole_is_recorded_as_it_is(net: Subnet, wire: Wir
         V4 / ICMP(id=7) / (marker * 20),
         V6 / ICMPv6EchoRequest(id=7, data=marker * 20),
     ]
-    with Wiretap(net.upstream) as tap:
+    with Sniffer(net.upstream) as tap:
         for packet in odd:
             agent.send(packet)
         until("all arrive", lambda: sum(marker in packet for packet in list(tap.packets)) == len(odd))
@@ -233,7 +190,7 @@ def test_whatever_arrives_is_recorded(net: Subnet, wire: Wire, agent: Cable, see
     draw, mixture = random.Random(seed), _mixture(seed)
     last = secrets.token_bytes(16)
     sources = {socket.inet_pton(socket.AF_INET, AGENT), socket.inet_pton(socket.AF_INET6, AGENT6)}
-    with Wiretap(net.upstream) as tap:
+    with Sniffer(net.upstream) as tap:
         for _ in range(1200):
             packet = next(mixture)
             kind = (
@@ -267,7 +224,7 @@ def test_the_gateway_does_not_complain_upstream_of_who_is_not_there(net: Subnet,
     """Answers to refused packets bear the server's address; when nobody is there to take them, that is not told."""
     nobody, nobody6 = "10.91.1.77", "fd91:1::77"
     last = secrets.token_bytes(16)
-    with Wiretap(net.upstream) as tap:
+    with Sniffer(net.upstream) as tap:
         agent.send(IP(src=nobody, dst=UPSTREAM) / TCP(sport=5, dport=80, flags="S", seq=0x56425642))
         agent.send(IPv6(src=nobody6, dst=UPSTREAM6) / TCP(sport=5, dport=80, flags="S", seq=0x56425642))
         agent.send(IPv6(src="fe80::77", dst=UPSTREAM6) / TCP(sport=5, dport=80, flags="S", seq=0x56425642))
@@ -295,7 +252,7 @@ def test_the_gateway_does_not_carry_words_to_a_made_up_source(
     def outer(to: str, hops: int = 64) -> Any:
         return IPv6(src=source, dst=to, hlim=hops) if v6 else IP(src=source, dst=to, ttl=hops)
 
-    with Wiretap(net.upstream) as tap:
+    with Sniffer(net.upstream) as tap:
         for packet in (
             outer(near) / ping / marker,
             outer(far, 1) / UDP(sport=5, dport=53) / marker,
@@ -314,7 +271,7 @@ def test_the_gateway_does_not_carry_words_to_a_made_up_source(
 
 def test_ipv6_when_only_ipv4_is_ruled(net: Subnet, wire: Wire) -> None:
     before = Counter(refused(wire))
-    with Wiretap(net.upstream) as tap, net.listen(RULED) as v4, net.listen(UNRULED) as v6:
+    with Sniffer(net.upstream) as tap, net.listen(RULED) as v4, net.listen(UNRULED) as v6:
         net.connect(v4.getsockname()[1], RULED).close()
         with pytest.raises(ConnectionRefusedError):
             net.connect(v6.getsockname()[1], UNRULED)
