@@ -10,7 +10,7 @@ The caller stores bytes only up to there, so that a credential that arrives in p
 """
 
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from appliance.model import Direction, Message, Redaction
 
@@ -25,11 +25,28 @@ class Match(Enum):
     YES = 2
 
 
+class Torn(NamedTuple):
+    """What a direction may go on with where its dissection broke off: the rest of a credential.
+
+    `line`: up to the end of the line. `size`: the next bytes, so many. `upto`: so many at most, until a message begins.
+    """
+
+    line: bool = False
+    size: int = 0
+    upto: int = 0
+
+
 class Dissector(Protocol):
-    """One session's dissector. `protocol` names it; `attrs` is metadata of the session known so far (JSON values).
+    """One session's dissector. `protocol` names it; `attrs` is metadata of the session known so far (JSON values; what
+    changes later is another value, as rows keep the one that they were given).
 
     `opaque` is true once the bytes that follow are encrypted. `successor` names the dissector to hand both
     directions to from here on (HTTP upgrade, TLS after SSLRequest); None while there is none.
+
+    Where credentials are understood there are three more methods. `guarded(direction)`: the offset from which on bytes
+    that are missing may hold one. `torn(direction)`: what follows if the dissection breaks off now. `resume(direction,
+    torn)`: called once, before anything else: the first byte may lie anywhere within a message; `torn` is what the
+    dissector before this one said, None if nobody knows.
     """
 
     protocol: str
@@ -38,6 +55,15 @@ class Dissector(Protocol):
 
     @property
     def attrs(self) -> dict[str, Any]: ...
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory beyond those of a new one, roughly: whatever a peer can make grow counts."""
+        ...
+
+    def shed(self) -> Output:
+        """Memory is short: give up what is kept for text and context only. Redactions stay as they are."""
+        ...
 
     def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
         """The stream offsets of the first byte of each direction that it will be given."""

@@ -7,24 +7,32 @@ In: the bytes, gaps and ends of both directions, in order of arrival. Out: `Mess
     dissecting ── successor "auto" ──────────────────────────────────► detecting, from the bytes it left
     dissecting ── successor NAME ────────────────────────────────────► dissecting (NAME, else raw)
     dissecting ── exception: a bug; message `undissected` ───────────► dissecting (raw)
+    (an evicted session went before) ────────────────────────────────► dissecting (its dissector, looking for a message)
+
+Instead of `Raw` a stream gets `Unframed`, which looks for credentials, where bytes may be the rest of a message: its
+start was not seen, bytes before the verdict are missing, or a dissector failed.
 
 A detector that is undecided holds back those after it, so the verdict does not depend on how the bytes were cut into
 segments. What arrived before the verdict is replayed in order of arrival, with its own times.
 """
 
-from collections.abc import Iterable
-from copy import deepcopy
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from appliance.dissect import Dissector, Match, Output
-from appliance.dissect.dns import Dns, DnsTcp
+from appliance.dissect import Dissector, Match, Output, Torn
+from appliance.dissect.datagrams import RawDatagrams
+from appliance.dissect.dns import Dns
+from appliance.dissect.dns_tcp import DnsTcp
 from appliance.dissect.echo import Echo
 from appliance.dissect.http1 import Http1
+from appliance.dissect.http_lost import stray_ranges
+from appliance.dissect.http_secrets import stray_secrets
 from appliance.dissect.postgres import Postgres
-from appliance.dissect.raw import Raw, RawDatagrams
+from appliance.dissect.raw import Raw
 from appliance.dissect.tls import Tls
+from appliance.dissect.unframed import Unframed
 from appliance.model import Direction, Message, Redaction
 
 STREAM: Final[tuple[type[Dissector], ...]] = (Tls, Postgres, Http1, DnsTcp, Raw)
@@ -35,9 +43,23 @@ MAX_PREFIX = 4096  # bytes of one direction on which every detector must have de
 MAX_PENDING = 4 * MAX_PREFIX  # bytes of both directions that wait for a verdict
 MAX_PENDING_EVENTS = 1024  # segments that wait for a verdict
 MAX_HANDOVERS = 8  # successors followed in one session; then raw
+MAX_TORN = 1 << 13  # bytes that are redacted where a dissector's bug may have cut a credential
+MAX_GUARDED = 1024  # gaps of one direction; the last ones become one
+FAR: Final = 1 << 62
 AUTO = "auto"  # successor of a tunnel: detect again
 
 _Event = tuple[Literal["data", "gap", "close"], Direction, bytes, int, int]  # what, whose, bytes, length, time
+
+
+class Handover(NamedTuple):
+    """What a session that is given up leaves to the one that goes on with its packets."""
+
+    protocol: str
+    torn: Mapping[Direction, Torn | None]
+
+    def turned(self) -> "Handover":
+        """The same, where the other one is taken for the client."""
+        return Handover(self.protocol, {direction.other: torn for direction, torn in self.torn.items()})
 
 
 class Conversation:
@@ -66,6 +88,10 @@ class Conversation:
         self._past_attrs: dict[str, Any] = {}
         self._ended: set[Direction] = set()
         self._was_opaque = False
+        self._unseen: set[Direction] = set()  # directions that may begin within a message
+        self._damaged = False  # bytes before the verdict are missing
+        self._handed: Handover | None = None
+        self._guarded: dict[Direction, list[tuple[int, int]]] = {}  # gaps that may have held credentials
         self.protocol = ""  # the last one that was recognised; `raw` if none was; "" while undecided
         self._start_detection()
 
@@ -74,12 +100,14 @@ class Conversation:
     @property
     def held(self) -> int:
         """Bytes in memory, roughly: of what waits for a verdict, or in the dissector."""
-        return self._pending_bytes + 128 * len(self._pending) + int(getattr(self._dissector, "held", 0))
+        held = 0 if self._dissector is None else self._dissector.held
+        prefixes = sum(map(len, self._prefix.values()))
+        return held + prefixes + self._pending_bytes + 128 * len(self._pending)
 
     def shed(self) -> Output:
         """Memory is short: give up what is kept for text and context only. Bytes and redactions are not touched."""
         try:
-            return self._cut_all(getattr(self._dissector, "shed", list)())
+            return [] if self._dissector is None else self._cut_all(self._dissector.shed())
         except Exception:  # a bug; the next receive() will say so
             return []
 
@@ -94,9 +122,9 @@ class Conversation:
     @property
     def attrs(self) -> dict[str, Any]:
         """Metadata of every dissector so far; `protocols` lists them when there was more than one."""
-        attrs = deepcopy(self._past_attrs)
+        attrs = self._past_attrs.copy()
         if self._dissector is not None:
-            attrs.update(deepcopy(self._dissector.attrs))
+            attrs.update(self._dissector.attrs)
         if len(self._chain) > 1:
             attrs["protocols"] = [name for name, _, _ in self._chain]
         return attrs
@@ -107,6 +135,8 @@ class Conversation:
 
     def protocol_of(self, message: Message) -> str:
         """The dissector that `message` came from: a session with successors has messages of several."""
+        if len(self._chain) == 1:
+            return self._chain[0][0]
         for name, client, server in reversed(self._chain):
             if message.start >= (client if message.direction is Direction.CLIENT else server):
                 return name
@@ -120,6 +150,72 @@ class Conversation:
             return max(self._base[direction], min(self._dissector.settled(direction), self._received[direction]))
         except Exception:  # a bug; the next receive() will say so
             return self._base[direction]
+
+    # -- where it begins and breaks off ----------------------------------------------------------------------------
+
+    def unseen(self, direction: Direction) -> None:
+        """The start of this direction was not seen."""
+        self._unseen.add(direction)
+
+    def seen(self, direction: Direction) -> None:
+        """It was after all, and so this is a connection of its own."""
+        self._unseen.discard(direction)
+        self._handed = None
+
+    def succeed(self, handover: Handover) -> None:
+        """The bytes, whose start was not seen, go on with those of a session that was given up."""
+        self._handed = handover
+
+    def handover(self) -> Handover | None:
+        """For the session that will go on with this one's packets; None: nothing is known."""
+        if not self._chain:
+            return self._handed
+        dissector = self._dissector
+        if dissector is None or (dissector.opaque and not isinstance(dissector, Tls)):
+            return None
+        torn = self._torn(dissector)
+        return Handover(self._chain[-1][0], torn) if torn or isinstance(dissector, Raw) else None
+
+    def _torn(self, dissector: Dissector) -> dict[Direction, Torn]:
+        """{}: it does not say, or knows no credentials."""
+        asked = getattr(dissector, "torn", None)
+        try:
+            return {} if asked is None else {direction: asked(direction) for direction in Direction}
+        except Exception:  # a bug: anything may follow
+            return {direction: Torn(line=True, upto=MAX_TORN) for direction in Direction}
+
+    def aside(self, direction: Direction, start: int, data: bytes, *, late: bool) -> list[tuple[int, int]]:
+        """Ranges of `data` to redact: bytes for `start` that came too `late`, or that lost against others."""
+        end = start + len(data)
+        found = [(max(low, start), min(high, end)) for low, high in self._guarded.get(direction, ())]
+        found = [(low - start, high - start) for low, high in found if low < high]
+        if isinstance(self._dissector, Raw) or (self._dissector is None and not start):
+            found += [(low, high) for low, high, _ in stray_secrets(data)]
+        elif self._dissector is None or isinstance(self._dissector, Unframed | Http1):
+            unseen = not (late and isinstance(self._dissector, Http1))
+            found += [(low, high) for low, high, _ in stray_ranges(data, unseen=unseen)]
+        elif isinstance(self._dissector, Postgres) and self._guard(direction) < FAR:
+            found = [(0, len(data))]
+        return found
+
+    def _guard(self, direction: Direction) -> int:
+        """Offset from which on bytes of this direction may be a credential's."""
+        asked = getattr(self._dissector, "guarded", None)
+        try:
+            return FAR if asked is None else int(asked(direction))
+        except Exception:  # a bug; the next receive() will say so
+            return 0
+
+    def _guard_gap(self, direction: Direction, length: int) -> None:
+        """`length` bytes will be missing."""
+        start = self._received[direction]
+        end = start + length
+        start = max(start, self._guard(direction))
+        if start < end:
+            gaps = self._guarded.setdefault(direction, [])
+            if len(gaps) >= MAX_GUARDED or (gaps and gaps[-1][1] == start):
+                start = gaps.pop()[0]
+            gaps.append((start, end))
 
     # -- input -----------------------------------------------------------------------------------------------------
 
@@ -159,9 +255,11 @@ class Conversation:
 
     def _cut_all(self, out: Output) -> Output:
         limit = self._max_text
-        if limit is None or all(len(item.text) <= limit for item in out if isinstance(item, Message)):
-            return out
-        return [self._cut(item, limit) for item in out]
+        if limit is not None:
+            for item in out:
+                if isinstance(item, Message) and len(item.text) > limit:
+                    return [self._cut(one, limit) for one in out]
+        return out
 
     # -- detecting -------------------------------------------------------------------------------------------------
 
@@ -174,6 +272,9 @@ class Conversation:
     def _detect(self, event: _Event) -> list[_Event]:
         """Keep the event; once the protocol is known, every event kept since detection began."""
         what, direction, data, length, _ = event
+        if self._handed is not None and self._unseen and not self._chain:
+            known = {one.protocol: one for one in self._registry} | ({"raw": Unframed} if self._handed.torn else {})
+            return [*self._begin(known.get(self._handed.protocol, Unframed)), event]
         self._pending.append(event)
         if what == "close":
             self._ended.add(direction)
@@ -183,11 +284,15 @@ class Conversation:
                 self._prefix[direction] = (self._prefix[direction] + data)[:MAX_PREFIX]
                 if self._datagrams:
                     self._frozen.add(direction)
-        elif what == "gap" and self._prefix[direction]:
-            self._frozen.add(direction)
+        elif what == "gap":
+            self._damaged = True
+            if self._prefix[direction]:
+                self._frozen.add(direction)
+            else:
+                self._unseen.add(direction)
         if not self._pending_bytes:
             if len(self._pending) > MAX_PENDING_EVENTS:
-                return self._begin(self._registry[-1])
+                return self._begin(self._last())
             return []
         chosen = self._verdict(final=self._must_decide())
         return [] if chosen is None else self._begin(chosen)
@@ -209,14 +314,23 @@ class Conversation:
             except Exception:  # a bug in a detector: the others go on
                 match = Match.NO
             if match is Match.YES:
-                return candidate
+                return self._last() if candidate is self._registry[-1] else candidate
             if match is Match.MORE and not final:
                 return None
-        return self._registry[-1]
+        return self._last()
+
+    def _last(self) -> type[Dissector]:
+        """What fits everything."""
+        last = self._registry[-1]
+        return Unframed if last is Raw and (self._unseen or self._damaged) else last
 
     def _begin(self, chosen: type[Dissector]) -> list[_Event]:
         client, server = self._base[Direction.CLIENT], self._base[Direction.SERVER]
-        self._dissector = chosen(client, server)
+        dissector = self._dissector = chosen(client, server)
+        handed, self._handed = self._handed, None
+        if self._unseen and isinstance(dissector, Http1 | Postgres | Tls | Unframed):
+            for direction in self._unseen if handed is None else Direction:
+                dissector.resume(direction, None if handed is None else handed.torn.get(direction))
         self._enter(chosen.protocol, client, server)
         self._received = dict(self._base)
         pending = self._pending
@@ -235,6 +349,8 @@ class Conversation:
         dissector = self._dissector
         assert dissector is not None  # the caller checked
         self._last_ns[direction] = ts_ns
+        if what == "gap":
+            self._guard_gap(direction, length)
         try:
             if what == "data":
                 out = dissector.receive(direction, data, ts_ns)
@@ -254,9 +370,19 @@ class Conversation:
         """A dissector's bug: say so, without the exception's text (it may quote bytes), and go on as raw."""
         what, direction, data, length, ts_ns = event
         start = self.settled(direction)
+        unread = length if what == "data" and self._guard(direction) < FAR else 0  # it may be a credential, or its rest
+        out = self._unread()
+        torn = self._torn(broken)
         self._retire(broken)
         self._base = dict(self._received)
-        raw = self._registry[-1](self._base[Direction.CLIENT], self._base[Direction.SERVER])
+        last = self._registry[-1]
+        raw = (Unframed if last is Raw else last)(self._base[Direction.CLIENT], self._base[Direction.SERVER])
+        if isinstance(raw, Unframed):
+            for whose in Direction:
+                rest = torn.get(whose, Torn())
+                if unread and whose is direction:
+                    rest = Torn(rest.line, max(rest.size, unread), max(rest.upto, MAX_TORN))
+                raw.resume(whose, rest)
         self._dissector = raw
         self._enter(raw.protocol, self._base[Direction.CLIENT], self._base[Direction.SERVER])
         self._received[direction] += length
@@ -265,8 +391,13 @@ class Conversation:
             direction, "undissected", ts_ns, start, self._received[direction], attrs=attrs, flags=("undecoded",)
         )
         if what == "data":
-            return [said, *raw.receive(direction, data, ts_ns)]
-        return [said, *(raw.gap(direction, length, ts_ns) if what == "gap" else raw.close(direction, ts_ns))]
+            return [*out, said, *raw.receive(direction, data, ts_ns)]
+        return [*out, said, *(raw.gap(direction, length, ts_ns) if what == "gap" else raw.close(direction, ts_ns))]
+
+    def _unread(self) -> Output:
+        """Redact what the dissector held back."""
+        ranges = ((whose, self.settled(whose), self._received[whose]) for whose in Direction)
+        return [Redaction(whose, start, end, "unread") for whose, start, end in ranges if start < end]
 
     def _hand_over(self, done: Dissector, event: _Event) -> list[_Event]:
         """Put the successor in place. Returns what it has to read first, the other direction's bytes before."""
@@ -280,6 +411,10 @@ class Conversation:
         left += [("close", whose, b"", 0, self._last_ns[whose]) for whose in self._ended]
         self._ended.clear()
         name = done.successor
+        self._unseen.clear()
+        if isinstance(done, Unframed):
+            self._unseen.update(Direction)
+            self._handed = Handover(name or "", done.inside())
         self._retire(done)
         self._base = dict(self._received)
         self._start_detection()

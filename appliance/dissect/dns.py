@@ -1,33 +1,32 @@
-"""DNS over UDP and TCP (RFC 1035; AAAA RFC 3596, SRV RFC 2782, EDNS RFC 6891, SVCB and HTTPS RFC 9460).
+"""DNS messages, and DNS over UDP (RFC 1035; AAAA RFC 3596, SRV RFC 2782, EDNS RFC 6891, SVCB and HTTPS RFC 9460).
 
 Emits `query` and `response`, by the QR bit, each with attributes id, opcode, rcode, flags, questions, answers,
 authority, additional, sizes and, where there is one, edns; a response answers the last query of the same id. Text: one
 line a question or record. Flags: `malformed`, its records do not fit (what could be read is there; kind `malformed`:
 not even the header); `truncated`, by its sender (TC), by the end or a gap of the stream, or at `MAX_TEXT`.
 
-`Dns` is given one datagram at a time. `DnsTcp` reads messages behind a length of two bytes; after a gap that did not
-end inside a message it takes the next bytes for a message's start if they can be one; if not, it reads no further
-(`undissected`). Nothing is redacted. How much was said in names and records, see `dns_volume.py`.
+Nothing is redacted. How much was said in names and records, see `dns_volume.py`; over TCP, see `dns_tcp.py`.
 """
 
 import struct
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import Any, Final, NamedTuple
 
 from appliance.dissect import Match, Output
+from appliance.dissect.datagrams import Datagrams
 from appliance.dissect.dns_records import Reader, record_class, record_type
-from appliance.dissect.dns_volume import Lookups, is_free, sizes_of
+from appliance.dissect.dns_volume import Labels, Lookups, is_free, sizes_of
 from appliance.errors import MalformedInput
 from appliance.model import Direction, Message
 
 HEADER = 12
 MAX_QUERIES = 1024  # ids that wait for an answer, per session; the oldest is forgotten first
-MAX_DETECTED = 4000  # bytes of a first message over TCP; a query is far shorter
 MAX_TEXT = 1 << 20  # characters of the records of one message; compression makes small messages large
 MAX_FIRST_RECORDS = 64  # in a query that is to be recognised
+_QUERY = 192  # bytes in memory of an id that waits, about
 
 _HEAD = struct.Struct("!HHHHHH")
-_OPCODES: Final = {0: "QUERY", 1: "IQUERY", 2: "STATUS", 4: "NOTIFY", 5: "UPDATE", 6: "DSO"}
+OPCODES: Final = {0: "QUERY", 1: "IQUERY", 2: "STATUS", 4: "NOTIFY", 5: "UPDATE", 6: "DSO"}
 _RCODES: Final = {
     0: "NOERROR",
     1: "FORMERR",
@@ -48,7 +47,7 @@ _RCODES: Final = {
 _FLAGS: Final = ((0x0400, "aa"), (0x0200, "tc"), (0x0100, "rd"), (0x0080, "ra"), (0x0020, "ad"), (0x0010, "cd"))
 _SECTIONS: Final = ("answers", "authority", "additional")
 _RESPONSE = 0x8000
-_RESERVED = 0x0040
+RESERVED = 0x0040
 _OPT = 41
 
 
@@ -58,7 +57,7 @@ class Parsed(NamedTuple):
     text: str
     attrs: dict[str, Any]
     flags: tuple[str, ...]
-    used: int  # bytes of the message
+    asked: Counter[Labels]  # names of the questions
 
 
 def parse(data: bytes) -> Parsed:
@@ -69,9 +68,10 @@ def parse(data: bytes) -> Parsed:
     reader = Reader(data, HEADER)
     opcode, code = bits >> 11 & 15, bits & 15
     questions: list[dict[str, str]] = []
+    asked: Counter[Labels] = Counter()
     attrs: dict[str, Any] = {
         "id": number,
-        "opcode": _OPCODES.get(opcode, str(opcode)),
+        "opcode": OPCODES.get(opcode, str(opcode)),
         "rcode": _RCODES.get(code, str(code)),
         "flags": [name for bit, name in _FLAGS if bits & bit],
         "questions": questions,
@@ -83,8 +83,10 @@ def parse(data: bytes) -> Parsed:
     volume = [0, 0]  # bytes of records, and of those that hold anything
     try:
         for _ in range(counts[0]):
-            questions.append(reader.question())
-            room -= len(questions[-1]["name"])
+            name, labels, kind, class_ = reader.question()
+            questions.append({"name": name, "type": record_type(kind), "class": record_class(class_)})
+            asked[labels] += 1
+            room -= len(name)
             if room < 0:
                 break
         for section, count in zip(_SECTIONS, counts[1:], strict=True):
@@ -100,13 +102,13 @@ def parse(data: bytes) -> Parsed:
         flags.append("malformed")
     if reader.undecoded:
         flags.append("undecoded")
-    attrs["sizes"] = sizes_of(questions, *volume)
+    attrs["sizes"] = sizes_of(asked, *volume)
     lines += [f"{one['name']} {one['class']} {one['type']}" for one in questions]
     for section in _SECTIONS:
         lines += [f"{one['name']} {one['ttl']} {one['type']} {one['data']}" for one in attrs[section]]
     if bits & _RESPONSE and attrs["rcode"] != "NOERROR":
         lines.append(attrs["rcode"])
-    return Parsed(number, bool(bits & _RESPONSE), "\n".join(lines), attrs, tuple(flags), reader.at)
+    return Parsed(number, bool(bits & _RESPONSE), "\n".join(lines), attrs, tuple(flags), asked)
 
 
 def _record(reader: Reader, code: int, section: str, attrs: dict[str, Any], volume: list[int]) -> int:
@@ -136,12 +138,12 @@ def _record(reader: Reader, code: int, section: str, attrs: dict[str, Any], volu
     return len(record.name) + len(shown["data"])
 
 
-def _plausible(data: bytes, response: bool, whole: bool) -> Match:
-    """Whether a message is a query, or a response, that DNS software would send."""
+def plausible(data: bytes, response: bool, whole: bool) -> Match:
+    """Whether a message, or its beginning (not `whole`), is a query, or a response, that DNS software would send."""
     if len(data) >= 4:
         bits = int.from_bytes(data[2:4], "big")
         opcode = bits >> 11 & 15
-        if bits & _RESERVED or opcode not in _OPCODES or bool(bits & _RESPONSE) is not response:
+        if bits & RESERVED or opcode not in OPCODES or bool(bits & _RESPONSE) is not response:
             return Match.NO
         if not response and bits & 0x048F:  # aa, ra, rcode: a response's
             return Match.NO
@@ -160,51 +162,35 @@ def _plausible(data: bytes, response: bool, whole: bool) -> Match:
     return Match.YES if usual and "malformed" not in parsed.flags else Match.NO
 
 
-class Dns:
-    """Datagrams."""
+class Exchange:
+    """Messages of one session: which answers which, and their sums."""
 
-    protocol = "dns"
-    opaque = False
-    successor: str | None = None
-
-    def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
+    def __init__(self) -> None:
         self._lookups = Lookups()
-        self._received = {Direction.CLIENT: client_offset, Direction.SERVER: server_offset}
         self._queries: dict[tuple[Direction, int], int] = {}  # who asked, id: start of the query
 
     @property
     def attrs(self) -> dict[str, Any]:
         return self._lookups.to_attrs()
 
-    @staticmethod
-    def detect(client: bytes, server: bytes) -> Match:
-        if client:
-            return _plausible(client, response=False, whole=True)
-        return _plausible(server, response=True, whole=True) if server else Match.MORE
+    @property
+    def held(self) -> int:
+        """Bytes in memory, roughly."""
+        return self._lookups.held + _QUERY * len(self._queries)
 
-    def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
-        start = self._received[direction]
-        self._received[direction] += len(data)
-        return [self._message(direction, data, start, start + len(data), ts_ns, ts_ns)] if data else []
+    def forget(self) -> None:
+        """Responses to what was asked so far have no `reply_to`."""
+        self._queries.clear()
 
-    def gap(self, direction: Direction, length: int, ts_ns: int) -> Output:
-        self._received[direction] += length
-        return []
-
-    def close(self, direction: Direction, ts_ns: int) -> Output:
-        return []
-
-    def settled(self, direction: Direction) -> int:
-        return self._received[direction]
-
-    def _message(
+    def message(
         self, direction: Direction, data: bytes, start: int, end: int, ts_ns: int, end_ns: int, *flags: str
     ) -> Message:
+        """What one DNS message says, which lies at [start, end) of the stream. `flags`: what the stream did to it."""
         try:
             parsed = parse(data)
         except MalformedInput:
             return Message(direction, "malformed", ts_ns, start, end, flags=flags or ("malformed",), end_ns=end_ns)
-        self._lookups.add(parsed.response, len(data), parsed.attrs)
+        self._lookups.add(parsed.response, len(data), parsed.attrs, parsed.asked)
         reply_to = None
         if parsed.response:
             reply_to = self._queries.get((direction.other, parsed.number))
@@ -220,120 +206,30 @@ class Dns:
         return Message(direction, kind, ts_ns, start, end, parsed.text, parsed.attrs, reply_to, said, end_ns)
 
 
-class DnsTcp(Dns):
-    """A stream of messages, each behind its length."""
+class Dns(Datagrams):
+    protocol = "dns"
 
     def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
         super().__init__(client_offset, server_offset)
-        self._streams = {direction: _Stream() for direction in Direction}
+        self._exchange = Exchange()
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self._exchange.attrs
 
     @staticmethod
     def detect(client: bytes, server: bytes) -> Match:
-        response = not client
-        data = server if response else client
-        if len(data) < 2:
-            return Match.MORE
-        length = int.from_bytes(data[:2], "big")
-        if not HEADER + 5 <= length <= MAX_DETECTED:
-            return Match.NO
-        return _plausible(data[2 : 2 + length], response, whole=len(data) >= 2 + length)
+        if client:
+            return plausible(client, response=False, whole=True)
+        return plausible(server, response=True, whole=True) if server else Match.MORE
 
-    def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
-        stream = self._streams[direction]
-        offset = self._received[direction]
-        self._received[direction] += len(data)
-        if stream.ignored:
-            return []
-        out: Output = []
-        if stream.skip:
-            passed = min(stream.skip, len(data))
-            out += self._passed(direction, passed, offset, ts_ns)
-            data = data[passed:]
-            offset += passed
-            if not data:
-                return out
-        if not stream.buffer:
-            stream.ts_ns = ts_ns
-        base = offset - len(stream.buffer)
-        stream.buffer += data
-        if len(stream.buffer) < stream.need:
-            return out
-        ready = bytes(stream.buffer)
-        if stream.unsure and not _resumes(ready):
-            self._streams[direction] = _Stream(ignored=True)
-            end = base + stream.need  # what was looked at, however much came with it
-            return [*out, Message(direction, "undissected", ts_ns, base, end, flags=("undecoded",))]
-        stream.unsure = False
-        at = 0
-        while len(ready) - at >= 2:
-            end = at + 2 + int.from_bytes(ready[at : at + 2], "big")
-            if end > len(ready):
-                break
-            out.append(self._message(direction, ready[at + 2 : end], base + at, base + end, stream.ts_ns, ts_ns))
-            stream.ts_ns = ts_ns
-            at = end
-        stream.buffer = bytearray(ready[at:])
-        stream.need = 2 + int.from_bytes(stream.buffer[:2], "big") if len(stream.buffer) >= 2 else 2
-        return out
+    @property
+    def held(self) -> int:
+        return self._exchange.held
 
-    def gap(self, direction: Direction, length: int, ts_ns: int) -> Output:
-        stream = self._streams[direction]
-        offset = self._received[direction]
-        self._received[direction] += length
-        if stream.ignored:
-            return []
-        out: Output = []
-        start = offset - len(stream.buffer)
-        if len(stream.buffer) >= 2 and not stream.unsure:
-            stream.start, stream.head = start, bytes(stream.buffer[2:])
-            stream.skip = stream.need - len(stream.buffer)
-        elif stream.buffer:
-            out.append(Message(direction, "malformed", stream.ts_ns, start, offset, flags=("truncated",), end_ns=ts_ns))
-        stream.buffer.clear()
-        inside = min(stream.skip, length)
-        if inside:
-            out += self._passed(direction, inside, offset, ts_ns)
-        if inside < length:
-            stream.unsure, stream.need = True, 6
-        return out
-
-    def close(self, direction: Direction, ts_ns: int) -> Output:
-        stream = self._streams[direction]
-        end = self._received[direction]
-        self._streams[direction] = _Stream(ignored=True)
-        if stream.skip:
-            return [self._message(direction, stream.head, stream.start, end, stream.ts_ns, ts_ns, "truncated")]
-        if stream.buffer:
-            data, start = bytes(stream.buffer[2:]), end - len(stream.buffer)
-            return [self._message(direction, data, start, end, stream.ts_ns, ts_ns, "truncated")]
+    def shed(self) -> Output:
+        self._exchange.forget()
         return []
 
-    def _passed(self, direction: Direction, size: int, offset: int, ts_ns: int) -> Output:
-        """`size` bytes from `offset` on belong to a message that a gap cut."""
-        stream = self._streams[direction]
-        stream.skip -= size
-        if stream.skip:
-            return []
-        head, stream.head, stream.need = stream.head, b"", 2
-        return [self._message(direction, head, stream.start, offset + size, stream.ts_ns, ts_ns, "truncated")]
-
-
-@dataclass(slots=True)
-class _Stream:
-    """One direction of a TCP connection."""
-
-    buffer: bytearray = field(default_factory=bytearray)  # an unfinished message, its length first
-    need: int = 2  # bytes of the buffer with which there is something to do
-    ts_ns: int = 0  # arrival of the first byte of the message at hand
-    skip: int = 0  # bytes that still belong to a message that a gap cut
-    head: bytes = b""  # what came of it before the gap
-    start: int = 0
-    unsure: bool = False  # behind a gap: the next byte may not be a message's first
-    ignored: bool = False
-
-
-def _resumes(data: bytes) -> bool:
-    """Whether a message can begin here, by its length and the first 4 bytes behind that."""
-    bits = int.from_bytes(data[4:6], "big")
-    usual = not bits & _RESERVED and bits >> 11 & 15 in _OPCODES
-    return usual and int.from_bytes(data[:2], "big") >= HEADER
+    def _message(self, direction: Direction, data: bytes, start: int, ts_ns: int) -> Message:
+        return self._exchange.message(direction, data, start, start + len(data), ts_ns, ts_ns)

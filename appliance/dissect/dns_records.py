@@ -8,6 +8,7 @@ Compression pointers must point before the name they end (RFC 1035 section 4.1.4
 them ends. Each place of a name is read once and remembered, good or bad: time is in proportion to the message.
 """
 
+import re
 import struct
 from base64 import b64encode
 from collections.abc import Callable
@@ -85,6 +86,14 @@ _ESCAPES: Final = {
     byte: chr(byte) if 0x21 <= byte <= 0x7E and byte not in b'."\\' else f"\\{byte:03d}" for byte in range(256)
 } | {0x2E: "\\.", 0x5C: "\\\\", 0x22: '\\"'}
 _QUOTED: Final = _ESCAPES | {0x2E: ".", 0x20: " "}
+_PLAIN: Final = re.compile(rb"[a-zA-Z0-9_-]*")
+
+
+class Question(NamedTuple):
+    name: str
+    labels: tuple[bytes, ...]
+    kind: int
+    class_: int
 
 
 class Record(NamedTuple):
@@ -105,6 +114,8 @@ def record_class(number: int) -> str:
 
 
 def escaped(data: bytes, table: dict[int, str] = _ESCAPES) -> str:
+    if _PLAIN.fullmatch(data):
+        return data.decode("ascii")
     return "".join([table[byte] for byte in data])
 
 
@@ -115,14 +126,16 @@ class Reader:
         self.at = at
         self.undecoded = False
         self._data = data
-        self._names: dict[int, tuple[tuple[str, ...], int]] = {}  # place: labels, bytes on the wire
+        self._names: dict[int, tuple[tuple[bytes, ...], int]] = {}  # place: labels, bytes on the wire
+        self._shown: dict[tuple[bytes, ...], str] = {}  # pointers may name one thousands of times
+        self._escaped: dict[bytes, str] = {}
         self._bad: set[int] = set()  # places whose names have no end
 
-    def question(self) -> dict[str, str]:
-        name, at = self.name(self.at)
+    def question(self) -> Question:
+        labels, at = self._labels(self.at)
         kind, class_ = self._unpack(_QUESTION, at)
         self.at = at + _QUESTION.size
-        return {"name": name, "type": record_type(kind), "class": record_class(class_)}
+        return Question(self._presented(labels), labels, kind, class_)
 
     def record(self) -> Record:
         name, at = self.name(self.at)
@@ -135,7 +148,19 @@ class Reader:
 
     def name(self, at: int) -> tuple[str, int]:
         """The name at `at`, and the place behind it."""
-        found: list[tuple[int, str | None, int]] = []  # place, label (None: a pointer), its bytes in the name
+        labels, behind = self._labels(at)
+        return self._presented(labels), behind
+
+    def _presented(self, labels: tuple[bytes, ...]) -> str:
+        shown = self._shown.get(labels)
+        if shown is None:
+            known = self._escaped
+            known |= {label: escaped(label) for label in labels if label not in known}
+            shown = self._shown[labels] = ".".join([known[label] for label in labels]) or "."
+        return shown
+
+    def _labels(self, at: int) -> tuple[tuple[bytes, ...], int]:
+        found: list[tuple[int, bytes | None, int]] = []  # place, label (None: a pointer), its bytes in the name
         try:
             (labels, size), behind = self._walk(at, found)
             for place, label, length in reversed(found):
@@ -146,9 +171,9 @@ class Reader:
         except MalformedInput:
             self._bad.update(place for place, _, _ in found)
             raise
-        return ".".join(labels) or ".", behind
+        return labels, behind
 
-    def _walk(self, at: int, found: list[tuple[int, str | None, int]]) -> tuple[tuple[tuple[str, ...], int], int]:
+    def _walk(self, at: int, found: list[tuple[int, bytes | None, int]]) -> tuple[tuple[tuple[bytes, ...], int], int]:
         """Collect what the name at `at` is made of, up to its end or a known tail: that tail, the place behind."""
         data = self._data
         behind: int | None = None
@@ -165,7 +190,7 @@ class Reader:
                 label = data[place + 1 : place + 1 + length]
                 if len(label) < length:
                     raise MalformedInput("a label beyond its message")
-                found.append((place, escaped(label), length + 1))
+                found.append((place, label, length + 1))
                 place += 1 + length
                 continue
             if length < 192 or place + 2 > len(data):

@@ -13,26 +13,24 @@ from collections import Counter, OrderedDict
 from hashlib import blake2b
 from typing import Any, Final
 
-from appliance.dissect import Match, Output
-from appliance.dissect.dns_volume import entropy
+from appliance.dissect import Match
+from appliance.dissect.datagrams import Datagrams
 from appliance.dissect.raw import printable
+from appliance.dissect.volume import entropy
 from appliance.model import Direction, Message
 
 HEADER = 8
 MAX_WAITING = 64  # requests that wait for their reply
 MAX_LENGTHS = 64
+_ENTRY = 64  # bytes in memory of an entry of a table, about
 _KINDS: Final = {8: "request", 128: "request", 0: "reply", 129: "reply"}
 
 
-class Echo:
-    """One datagram at a time."""
-
+class Echo(Datagrams):
     protocol = "echo"
-    opaque = False
-    successor: str | None = None
 
     def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
-        self._received = {Direction.CLIENT: client_offset, Direction.SERVER: server_offset}
+        super().__init__(client_offset, server_offset)
         self._waiting: OrderedDict[tuple[Direction, int, int], bytes] = OrderedDict()  # who, id, sequence: digest
         self._counts: Counter[str] = Counter()
         self._bytes = {Direction.CLIENT: 0, Direction.SERVER: 0}
@@ -62,15 +60,16 @@ class Echo:
             return Match.MORE
         return Match.YES if len(first) >= HEADER and first[0] in _KINDS and not first[1] else Match.NO
 
-    def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
-        start = self._received[direction]
-        end = self._received[direction] = start + len(data)
-        if not data:
-            return []
+    @property
+    def held(self) -> int:
+        return _ENTRY * (len(self._waiting) + len(self._lengths) + len(self._values))
+
+    def _message(self, direction: Direction, data: bytes, start: int, ts_ns: int) -> Message:
+        end = start + len(data)
         kind = _KINDS.get(data[0]) if len(data) >= HEADER and not data[1] else None
         if kind is None:
             attrs = {"type": data[0], "code": data[1] if len(data) > 1 else 0, "bytes": max(0, len(data) - HEADER)}
-            return [Message(direction, "icmp", ts_ns, start, end, printable(data[HEADER:]), attrs, end_ns=ts_ns)]
+            return Message(direction, "icmp", ts_ns, start, end, printable(data[HEADER:]), attrs, end_ns=ts_ns)
         payload = data[HEADER:]
         number, sequence = int.from_bytes(data[4:6], "big"), int.from_bytes(data[6:8], "big")
         attrs = {"id": number, "sequence": sequence, "bytes": len(payload)}
@@ -88,14 +87,4 @@ class Echo:
         if len(self._lengths) < MAX_LENGTHS:
             self._lengths.add(len(payload))
         self._values.update(payload)
-        return [Message(direction, kind, ts_ns, start, end, printable(payload), attrs, end_ns=ts_ns)]
-
-    def gap(self, direction: Direction, length: int, ts_ns: int) -> Output:
-        self._received[direction] += length
-        return []
-
-    def close(self, direction: Direction, ts_ns: int) -> Output:
-        return []
-
-    def settled(self, direction: Direction) -> int:
-        return self._received[direction]
+        return Message(direction, kind, ts_ns, start, end, printable(payload), attrs, end_ns=ts_ns)

@@ -30,8 +30,9 @@ import re
 from collections import deque
 from typing import Any, Final
 
-from appliance.dissect import Match, Output
+from appliance.dissect import Match, Output, Torn
 from appliance.dissect.http_head import (
+    MAX_HEAD,
     Framing,
     Head,
     detect,
@@ -41,19 +42,22 @@ from appliance.dissect.http_head import (
     request_framing,
     response_framing,
     text_of,
+    usual_head,
 )
-from appliance.dissect.http_lost import Lost, last_line, mask_fields
-from appliance.dissect.http_message import Open, Pair
+from appliance.dissect.http_lost import SECRET_LINE, Lost, last_line, mask_fields, mask_stray
+from appliance.dissect.http_message import MAX_CREDENTIAL_BODY, Open, Pair
 from appliance.dissect.http_secrets import opens_secret_field
 from appliance.dissect.http_side import BODY, Side, State
-from appliance.dissect.http_whole import request, response
+from appliance.dissect.http_whole import Whole, request, response, whole
 from appliance.dissect.raw import printable
-from appliance.model import Direction, Message
+from appliance.model import Direction, Message, Redaction
 
-MAX_HEAD: Final = 1 << 16  # bytes of a start line with its fields, or of trailers
 MAX_CHUNK_LINE: Final = 1 << 13  # bytes of a chunk-size line
 MAX_WAIT: Final = 1 << 16  # bytes that a client sends ahead of the answer to CONNECT or Upgrade
 MAX_PIPELINE: Final = 1024  # requests that wait for their answers
+
+_OTHER: Final = {Direction.CLIENT: Direction.SERVER, Direction.SERVER: Direction.CLIENT}
+END: Final = 1 << 62  # behind every offset
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\r\n]*)?\r?\n")
@@ -74,18 +78,18 @@ class Http1:
         return detect(client, server)
 
     def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
-        side = self._sides[direction]
+        side, lost = self._sides[direction], self._sides[_OTHER[direction]].lost
         side.received += len(data)
         side.last_ns = ts_ns
         out: Output = []
-        lost = self._sides[direction.other].lost
         if lost is not None:
             out += lost.pause(ts_ns)
         if not side.buffer:
             side.buffer_ns = ts_ns
-            if side.state is State.HEAD and not out and self._whole(direction, data, ts_ns, out):
-                return out
-            if side.state in BODY and self.successor is None:
+            if side.state is State.HEAD:
+                if not out and self.successor is None and self._whole(direction, data, side.received - len(data), out):
+                    return out
+            elif side.state in BODY and self.successor is None:
                 taken = self._body(direction, data, side.received - len(data), out)
                 if taken == len(data):
                     return out
@@ -98,7 +102,7 @@ class Http1:
         side = self._sides[direction]
         side.last_ns = ts_ns
         out: Output = []
-        message, state = side.message, side.state
+        message, state, torn = side.message, side.state, self.torn(direction)
         if message is not None and not side.buffer and state in BODY:
             message.lose(length if state is State.UNTIL_CLOSE else min(length, side.remaining), out, ts_ns)
             if state is State.UNTIL_CLOSE or length <= side.remaining:
@@ -109,10 +113,13 @@ class Http1:
                 return out
             if state is State.FIXED:
                 self._finish(direction, side.received + side.remaining, out)
+        head = bool(side.buffer) and state in (State.HEAD, State.TRAILERS)
         inside = self._break_off(direction, out, gap=True)
         side.received += length
         self._pairs.clear()  # requests or answers may have gone with it
-        self._lose_track(direction, inside if opens_secret_field(inside) else b"")  # else what follows may begin a line
+        torn = Torn(size=max(0, torn.size - length), upto=torn.upto)
+        inside = inside if opens_secret_field(inside) else b""  # else what follows may begin a line
+        self._lose_track(direction, inside, torn, unseen=True, head=head)
         return out
 
     def close(self, direction: Direction, ts_ns: int) -> Output:
@@ -129,6 +136,30 @@ class Http1:
         if side.message is not None and side.message.held_from is not None:
             return side.message.held_from
         return side.received - len(side.buffer)
+
+    def guarded(self, direction: Direction) -> int:
+        """Everything may hold a credential but the rest of a body, or chunk, that is none."""
+        side = self._sides[direction]
+        message = side.message
+        if message is None or message.guarded or side.state not in BODY:
+            return side.received - len(side.buffer)
+        return END if side.state is State.UNTIL_CLOSE else side.received + side.remaining
+
+    def torn(self, direction: Direction) -> Torn:
+        side = self._sides[direction]
+        if side.lost is not None:
+            return side.lost.torn(side.buffer)
+        if side.message is None or side.state is State.TRAILERS:
+            return Torn(line=opens_secret_field(last_line(side.buffer)))
+        if not side.message.guarded:
+            return Torn()
+        return Torn(size=side.remaining) if side.state is State.FIXED else Torn(upto=MAX_CREDENTIAL_BODY)
+
+    def resume(self, direction: Direction, torn: Torn | None) -> None:
+        side = self._sides[direction]
+        inside = SECRET_LINE if torn is not None and torn.line else b""
+        side.state = State.LOST
+        side.lost = Lost(direction, side.offset, inside, torn, unseen=torn != Torn())
 
     def rest(self, direction: Direction) -> bytes:
         return bytes(self._sides[direction].buffer)
@@ -180,28 +211,52 @@ class Http1:
             return True
         return False
 
-    def _whole(self, direction: Direction, data: bytes, ts_ns: int, out: Output) -> bool:
-        """The short way for a message that is whole in one piece. False: nothing was done."""
-        start = self._sides[direction].received - len(data)
-        if self.successor is not None:
+    def _whole(self, direction: Direction, data: bytes, start: int, out: Output) -> bool:
+        """The short way for what begins with a whole head, or is a whole message. False: nothing was done."""
+        came = whole(data)
+        if came is None:
             return False
+        ts_ns, attrs = self._sides[direction].last_ns, self.attrs
         if direction is Direction.CLIENT:
-            asked = request(data, start, ts_ns)
+            asked = request(came, start, ts_ns)
             if asked is None:
-                return False
+                return self._begun(direction, came, start, out)
+            if came.secrets:
+                _redact(direction, came, start, out)
             message, pair = asked
             self._asked(pair)
-            first = "user_agent" not in self.attrs
-            about = {"host": message.attrs["host"], "user_agent": _field(message, "user-agent")} if first else {}
-            self._count("requests", about)
+            attrs["requests"] += 1
+            if "user_agent" not in attrs:
+                self._about({"host": message.attrs["host"], "user_agent": came.named.get("user-agent", "")})
+            out.append(message)
         else:
-            answer = response(data, start, ts_ns, self._pairs[0]) if self._pairs else None
+            answer = response(came, start, ts_ns, self._pairs[0]) if self._pairs else None
             if answer is None:
-                return False
-            message = answer
+                return self._begun(direction, came, start, out)
+            if came.secrets:
+                _redact(direction, came, start, out)
             self._pairs.popleft().answered = True
-            self._count("responses", {} if "server" in self.attrs else {"server": _field(message, "server")})
-        out.append(message)
+            attrs["responses"] += 1
+            if "server" not in attrs:
+                self._about({"server": came.named.get("server", "")})
+            out.append(answer)
+        return True
+
+    def _begun(self, direction: Direction, came: Whole, start: int, out: Output) -> bool:
+        """A head is whole, and something else of the message is not as usual."""
+        head = usual_head(came.line, came.fields, direction)
+        if head is None:
+            return False
+        side = self._sides[direction]
+        side.buffer += came.body
+        if came.secrets:
+            _redact(direction, came, start, out)
+            head.flags.add("redacted")
+        if direction is Direction.CLIENT:
+            self._request(head, came.shown, start, out)
+        else:
+            self._response(head, came.shown, start, out)
+        self._advance(direction, out)
         return True
 
     def _asked(self, pair: Pair) -> None:
@@ -209,10 +264,9 @@ class Http1:
             self._pairs.clear()
         self._pairs.append(pair)
 
-    def _count(self, what: str, about: dict[str, str]) -> None:
-        """One message more; `about`: what the session's first one says of itself."""
-        self.attrs[what] += 1
-        for name, value in about.items():
+    def _about(self, said: dict[str, str]) -> None:
+        """What a message says of itself; of the session that is what its first one said."""
+        for name, value in said.items():
             self.attrs.setdefault(name, value)
 
     # -- heads -----------------------------------------------------------------------------------------------------
@@ -263,7 +317,8 @@ class Http1:
         pair = Pair(head.method, start, upgrade)
         self._asked(pair)
         framing = request_framing(head)
-        self._count("requests", {"host": head.first("host"), "user_agent": head.first("user-agent")})
+        self.attrs["requests"] += 1
+        self._about({"host": head.first("host"), "user_agent": head.first("user-agent")})
         side.message = Open(Direction.CLIENT, head, shown, start, side.buffer_ns, pair)
         self._expect(Direction.CLIENT, framing, out)
 
@@ -278,7 +333,8 @@ class Http1:
         if pair is not None:
             self._pairs.popleft()
             pair.answered = True
-        self._count("responses", {"server": head.first("server")})
+        self.attrs["responses"] += 1
+        self._about({"server": head.first("server")})
         side.message = message
         granted = pair is not None and pair.method == "CONNECT" and 200 <= head.status < 300
         if granted or head.status == 101:
@@ -417,16 +473,17 @@ class Http1:
     def _bad_body(self, direction: Direction, out: Output) -> None:
         """The framing of a body breaks off here: say what came so far, and look for the next message."""
         side = self._sides[direction]
+        torn = self.torn(direction)
         if side.message is not None:
             side.message.flags.add("malformed")
             self._finish(direction, side.offset, out, whole=False)
-        self._lose_track(direction)
+        self._lose_track(direction, torn=Torn(size=torn.size, upto=torn.upto))
 
     def _bad_head(self, direction: Direction, length: int, out: Output) -> None:
         """`length` bytes of the buffer are no head."""
         side = self._sides[direction]
         block, start = bytes(side.buffer[side.place : side.place + length]), side.offset
-        shown = mask_fields(direction, block, start, out)
+        shown = mask_stray(direction, block, start, out)
         flags = ("malformed",) if shown is block else ("malformed", "redacted")
         kind = "request" if direction is Direction.CLIENT else "response"
         text = printable(shown)
@@ -460,12 +517,20 @@ class Http1:
         side.place = side.scanned = 0
         return inside
 
-    def _lose_track(self, direction: Direction, inside: bytes = b"") -> None:
-        """From here on look for a start line. `inside`: the line that was begun before."""
+    def _lose_track(
+        self,
+        direction: Direction,
+        inside: bytes = b"",
+        torn: Torn | None = None,
+        *,
+        unseen: bool = False,
+        head: bool = False,
+    ) -> None:
+        """From here on look for a start line; see `Lost`."""
         side = self._sides[direction]
         side.state = State.LOST
         side.begun = False
-        side.lost = Lost(direction, side.offset, inside)
+        side.lost = Lost(direction, side.offset, inside, torn, unseen=unseen, head=head)
         self.attrs["degraded"] = True
 
     def _search(self, direction: Direction, out: Output) -> bool:
@@ -473,14 +538,17 @@ class Http1:
         assert side.lost is not None  # LOST has one
         del side.buffer[: side.place]
         side.place = side.scanned = 0
+        before = len(side.buffer)
         found = side.lost.search(side.buffer, side.offset, side.last_ns, out)
+        if len(side.buffer) < before:
+            self.attrs["degraded"] = True
         if found:
             side.state, side.lost = State.HEAD, None
         return found
 
 
-def _field(message: Message, wanted: str) -> str:
-    return next((value for name, value in message.attrs["headers"] if name.lower() == wanted), "")
+def _redact(direction: Direction, came: Whole, start: int, out: Output) -> None:
+    out += [Redaction(direction, start + first, start + last, what) for first, last, what in came.secrets]
 
 
 def _show(block: bytes) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import brotli
+import msgspec
 import zstandard
 
 MAX_DECODED = 1 << 20  # bytes that one body is decoded to
@@ -36,15 +37,18 @@ _PARAMETER = re.compile(r';[ \t]*([!#$%&\'*+.^_`|~0-9A-Za-z-]+)[ \t]*=[ \t]*(?:"
 
 @dataclass(frozen=True, slots=True)
 class MediaType:
-    """`type/subtype` in lower case, and the parameters that matter here."""
+    """`type/subtype` in lower case, and the parameters that matter here.
+
+    `charset`: "" unless it is one to decode by. `textual`: all of the content is text.
+    """
 
     name: str
     charset: str
     boundary: str
+    textual: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True):
     data: bytes
     flags: tuple[str, ...]  # truncated: cut by a limit or short; undecoded: unknown or broken coding
 
@@ -57,7 +61,9 @@ def media_type(field: str) -> MediaType:
 def _media_type(field: str) -> MediaType:
     name, _, _ = field.partition(";")
     found = {key.lower(): quoted or plain for key, quoted, plain in _PARAMETER.findall(field[:1024])}
-    return MediaType(name.strip().lower(), found.get("charset", ""), found.get("boundary", ""))
+    name, charset = name.strip().lower(), found.get("charset", "")
+    textual = name == "application/json" or _TEXTUAL.fullmatch(name) is not None
+    return MediaType(name, charset if _CHARSET.fullmatch(charset) else "", found.get("boundary", ""), textual)
 
 
 _usual_type = lru_cache(256)(_media_type)
@@ -158,7 +164,7 @@ def text_of(data: bytes, kind: MediaType) -> str | None:
     """The content as text, or None if it is binary."""
     if kind.boundary and kind.name.startswith("multipart/"):
         return _multipart(data, kind.boundary)
-    if kind.name == "application/json" or _TEXTUAL.fullmatch(kind.name):
+    if kind.textual:
         return _decode_text(data, kind.charset)
     if _BINARY.fullmatch(kind.name):
         return None
@@ -172,11 +178,12 @@ def text_of(data: bytes, kind: MediaType) -> str | None:
 
 
 def _decode_text(data: bytes, charset: str) -> str:
-    if data[:3] == b"\xef\xbb\xbf":
-        return data[3:].decode("utf-8", "replace")
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", "replace")
-    if _CHARSET.fullmatch(charset):
+    if data[:1] >= b"\xef":
+        if data[:3] == b"\xef\xbb\xbf":
+            return data[3:].decode("utf-8", "replace")
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return data.decode("utf-16", "replace")
+    if charset:
         try:
             return data.decode(charset, "replace")
         except LookupError:

@@ -4,13 +4,18 @@ Framing that two parsers may read differently (the raw material of request smugg
 """
 
 import re
-from dataclasses import dataclass, field
+from functools import lru_cache
+
+import msgspec
 
 from appliance.dissect import Match
+from appliance.dissect.http_secrets import SECRET_FIELDS
 from appliance.model import Direction
 
+MAX_HEAD = 1 << 16  # bytes of a start line with its fields, or of trailers
 MAX_FIELDS = 512  # listed in a message's attrs
 MAX_LENGTH = 2**63 - 1  # of a Content-Length
+MAX_REMEMBERED = 2048  # bytes of a head whose field lines are remembered: the next ones will have the same
 MAX_PREFIX = 4096  # a detector must have decided on this much
 MAX_BLANK = 8  # bytes of empty lines before a request, when detecting
 
@@ -19,9 +24,8 @@ _REQUEST = re.compile(rb"(%b{1,64}) ([^\x00-\x20\x7f]+) HTTP/(1\.[0-9])" % _TOKE
 _STATUS = re.compile(rb"HTTP/(1\.[0-9]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
 _NAME = re.compile(rb"%b+" % _TOKEN)
 _NUMBER = re.compile(rb"[0-9]{1,19}")
-USUAL_LENGTH = re.compile(r"[0-9]{1,15}")
-FIELDS = re.compile(rb"(?:%b++:[\t\x20-\x7e]*+\r\n)++\r\n" % _TOKEN)  # nothing odd about any line
-PAIR = re.compile(r"([^:\r]++):([^\r]*+)\r\n")
+_USUAL_LENGTH = re.compile(r"[0-9]{1,15}")
+_FIELD = re.compile(rf"({_TOKEN.decode()}++):([\t\x20-\x7e]*+)")
 START = {  # a start line at the start of a line, to resynchronise at
     Direction.CLIENT: re.compile(rb"^[A-Z][A-Z-]{1,31} [^\x00-\x20\x7f]+ HTTP/1\.[0-9]\r?\n", re.MULTILINE),
     Direction.SERVER: re.compile(rb"^HTTP/1\.[0-9] [1-9][0-9]{2}(?: [^\r\n]*)?\r?\n", re.MULTILINE),
@@ -36,9 +40,10 @@ _LONG = re.compile(
 _ANSWERS = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}[ \r\n]")
 _ANSWER_BEGUN = re.compile(rb"H(?:T(?:T(?:P(?:/(?:1(?:\.(?:[0-9](?: (?:[1-9][0-9]{0,2})?)?)?)?)?)?)?)?)?")
 
+Field = tuple[str, str, list[str]]  # name in lower case, value; both as messages list them, which many may share
 
-@dataclass(slots=True)
-class Head:
+
+class Head(msgspec.Struct):
     """A start line and its fields. `flags` and `notes` say what was odd about them."""
 
     version: str = ""
@@ -46,10 +51,10 @@ class Head:
     target: str = ""
     status: int = 0
     reason: str = ""
-    fields: list[list[str]] = field(default_factory=list)  # name and value of each
-    flags: set[str] = field(default_factory=set)  # malformed, smuggling
-    notes: set[str] = field(default_factory=set)  # bare_lf, obs_fold
-    named: dict[str, list[str]] = field(default_factory=dict)  # values of `fields` by name in lower case
+    fields: list[list[str]] = []  # name and value of each
+    flags: set[str] = set()  # malformed, smuggling
+    notes: set[str] = set()  # bare_lf, obs_fold
+    named: dict[str, list[str]] = {}  # values of `fields` by name in lower case
 
     def values(self, name: str) -> list[str]:
         return self.named.get(name, [])
@@ -63,8 +68,7 @@ class Head:
         return [part.strip().lower() for value in self.values(name) for part in value.split(",") if part.strip()]
 
 
-@dataclass(frozen=True, slots=True)
-class Framing:
+class Framing(msgspec.Struct, frozen=True):
     """How the body ends: `length` bytes, `chunked`, or neither: with the connection. `broken`: nobody can tell."""
 
     length: int | None = None
@@ -111,8 +115,25 @@ def is_start_line(line: bytes, direction: Direction) -> bool:
 def parse_head(block: bytes, direction: Direction) -> Head | None:
     """A start line and field lines, with or without the empty line behind them; None if the start line is none."""
     first, _, rest = block.partition(b"\n")
+    head = _started(first.removesuffix(b"\r"), direction)
+    if head is None:
+        return None
+    if not first.endswith(b"\r"):
+        head.notes.add("bare_lf")
+    parse_fields(rest, head)
+    return head
+
+
+def usual_head(line: str, fields: list[Field], direction: Direction) -> Head | None:
+    """The same for a start line in ASCII and what `usual_fields` gives, both ended by line ends as they should be."""
+    head = _started(line.encode("ascii"), direction)
+    if head is not None:
+        _add(head, fields)
+    return head
+
+
+def _started(line: bytes, direction: Direction) -> Head | None:
     head = Head()
-    line = first.removesuffix(b"\r")
     if direction is Direction.CLIENT:
         found = _REQUEST.fullmatch(line)
         if found is None:
@@ -124,18 +145,52 @@ def parse_head(block: bytes, direction: Direction) -> Head | None:
             return None
         version, status, reason = found.groups()
         head.version, head.status, head.reason = text_of(version), int(status), text_of(reason or b"")
-    if not first.endswith(b"\r"):
-        head.notes.add("bare_lf")
-    parse_fields(rest, head)
     return head
+
+
+def _add(head: Head, fields: list[Field]) -> None:
+    for lower, value, listed in fields:
+        head.fields.append(listed)
+        head.named.setdefault(lower, []).append(value)
+
+
+def usual_fields(lines: list[str], size: int, *, masked: bool) -> list[Field]:
+    """Field lines of `size` bytes in all, with nothing odd about them and, unless they are `masked`, no credential.
+
+    Raises ValueError where that is not so.
+    """
+    read = _masked_field if masked else _plain_field
+    return [*map(read if size <= MAX_REMEMBERED else read.__wrapped__, lines)]
+
+
+@lru_cache(1024)
+def _masked_field(line: str) -> Field:
+    found = _FIELD.fullmatch(line)
+    if found is None:
+        raise ValueError("an odd field line")
+    value = found[2].strip(" \t")
+    return found[1].lower(), value, [found[1], value]
+
+
+@lru_cache(1024)
+def _plain_field(line: str) -> Field:
+    read = _masked_field.__wrapped__(line)
+    if read[0] in SECRET_FIELDS:
+        raise ValueError("a credential, which is not remembered")
+    return read
 
 
 def parse_fields(block: bytes, head: Head) -> None:
     """Field lines up to the empty line, appended to `head.fields`."""
-    if FIELDS.fullmatch(block):
-        head.fields += [[name, value.strip(" \t")] for name, value in PAIR.findall(block.decode("ascii"))]
-    else:
-        _parse_lines(block, head)
+    if block.endswith(b"\r\n\r\n") and block.isascii():
+        try:
+            found = usual_fields(block[:-4].decode("ascii").split("\r\n"), len(block), masked=True)
+        except ValueError:
+            pass
+        else:
+            _add(head, found)
+            return
+    _parse_lines(block, head)
     for name, value in head.fields:
         head.named.setdefault(name.lower(), []).append(value)
 
@@ -192,7 +247,7 @@ def response_framing(head: Head, method: str) -> Framing:
 def _framing(head: Head) -> Framing | None:
     """None: neither field. A transfer coding wins over a length."""
     given = head.values("content-length")
-    if len(given) == 1 and "transfer-encoding" not in head.named and USUAL_LENGTH.fullmatch(given[0]):
+    if len(given) == 1 and "transfer-encoding" not in head.named and _USUAL_LENGTH.fullmatch(given[0]):
         return Framing(length=int(given[0]))
     lengths = [part.strip() for value in given for part in value.split(",")]
     codings = head.tokens("transfer-encoding")

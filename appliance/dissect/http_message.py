@@ -11,6 +11,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from appliance.dissect import Output
 from appliance.dissect.http_body import Decoded, codings, decode, media_type, text_of
 from appliance.dissect.http_head import MAX_FIELDS, Head
@@ -22,6 +24,7 @@ MAX_TEXT: Final = 1 << 20  # characters of one message's text
 MAX_CREDENTIAL_BODY: Final = 1 << 16
 MAX_EVENT: Final = 1 << 16  # bytes of one server-sent event
 FORM: Final = "application/x-www-form-urlencoded"
+_FIELD: Final = 320  # bytes in memory of one field, about
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _EVENT_END: Final = re.compile(b"|".join(_EVENT_ENDS))
 
@@ -61,8 +64,7 @@ class Spans:
         return found
 
 
-@dataclass(slots=True)
-class Pair:
+class Pair(msgspec.Struct):
     """A request that waits for its answer."""
 
     method: str
@@ -105,6 +107,7 @@ class Open:
         self.trailers: list[list[str]] = []
         self.held_from: int | None = None
         self.redact_rest = False
+        self._doubtful = False  # only up to `MAX_CREDENTIAL_BODY`
         self._spans = Spans()
         self._read: Decoded | None = None  # what a held body said, masked
         self._events: _Events | None = None
@@ -132,6 +135,8 @@ class Open:
         room = MAX_BODY - len(self.kept)
         if room > 0 and not self.frozen:
             self.kept += data[: min(length, room)]
+        if self._doubtful and self.body_bytes > MAX_CREDENTIAL_BODY:
+            self.redact_rest = False
         if self.redact_rest:
             out.append(Redaction(self.direction, offset, offset + length, "token"))
             self.flags.update(("redacted", "truncated"))
@@ -141,10 +146,20 @@ class Open:
                 self.release(out, "overflow")
 
     @property
+    def guarded(self) -> bool:
+        """Whether the rest of its body may hold a credential, as far as is known."""
+        if self.held_from is None:
+            return self.redact_rest
+        answer = self.direction is Direction.SERVER and self.pair is not None
+        shown = b'"grant_type"' in self.kept or bool(json_secrets(bytes(self.kept)))
+        return self.kind.name == FORM or answer or bool(self.encodings) or shown
+
+    @property
     def held(self) -> int:
         """Bytes in memory, roughly."""
         waiting = len(self._events.data) if self._events is not None else 0
-        return len(self.kept) + 2 * len(self.shown) + waiting + self._spans.held
+        fields = _FIELD * (len(self.head.fields) + len(self.trailers))
+        return len(self.kept) + 2 * len(self.shown) + fields + waiting + self._spans.held
 
     def shed(self) -> None:
         """Memory is short: the body is not read for text."""
@@ -185,6 +200,9 @@ class Open:
             self.flags.add("redacted")
         # a gap in a form, or in what a token endpoint says, may have hidden the name of what follows
         suspect = self.kind.name == FORM or (self.direction is Direction.SERVER and self.pair is not None)
+        # and one in a JSON request may have hidden that it is a token request, if it is short enough for one
+        self._doubtful = how == "cut" and not (places or suspect or b'"grant_type"' in read.data)
+        suspect = suspect or self.pair is not None
         if how == "overflow" or (how == "cut" and (places or suspect)):
             self.redact_rest = True
             self.flags.update(("redacted", "truncated") if how == "overflow" else ())

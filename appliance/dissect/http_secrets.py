@@ -20,7 +20,10 @@ _MARKS = frozenset(("grant_type", "client_secret", "client_assertion"))  # a for
 
 _TOKENS = frozenset(("access_token", "refresh_token", "id_token"))
 
+_STRAY = _TOKENS | SECRET_NAMES - {"code"}  # names that mean nothing else without a token request around them
+
 _NAMES = (b"authorization", b"proxy-authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
+SECRET_FIELDS = frozenset(name.decode() for name in _NAMES)  # their names, in lower case
 _FIELD = re.compile(
     rb"^[ \t]*(%b)[ \t]*:"
     rb"([^\n]*(?:\n[ \t][^\n]*)*)" % b"|".join(_NAMES),
@@ -30,6 +33,16 @@ _LINE = re.compile(rb"[^\r\n]+")
 _VALUE = re.compile(rb"[^ \t](?:.*[^ \t])?", re.DOTALL)
 _STRING = re.compile(rb'"((?:[^"\\]|\\.)*)("|\Z|\\\Z)', re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*")
+_LINE_END = re.compile(rb"[\r\n]")
+_SPACE = re.compile(rb"[\x00-\x20\x7f]")
+_PASSWORD = 5  # bytes before the password: a type and a length
+_CUT_FIELD = re.compile(  # a line, and the next header line or the end of the head
+    rb"([^\r\n]*)(?:\r?\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*\r?\n|\r\n\r\n)"
+)
+_VALUE_ONLY = re.compile(rb"[A-Za-z0-9._~+/%*-]+")
+_CUT_MEMBER = re.compile(rb'([A-Za-z_]*)"[ \t]*:[ \t]*"((?:[^"\\]|\\.)*)')  # JSON, from within a member's name
+_CUT_STRING = re.compile(rb'[ \t]*:?[ \t]*"?([^"\s\x00-\x1f]{4,})"[ \t\r\n]*[,}]')  # JSON, from within a string
+_RANDOM = re.compile(rb"(?=[^0-9]{0,64}[0-9])(?=[^A-Za-z]{0,64}[A-Za-z])[A-Za-z0-9._~+/=%-]{16,8192}")
 _ESCAPE = re.compile(rb"\\u00([0-7][0-9a-fA-F])")
 
 
@@ -73,9 +86,9 @@ def opens_secret_field(line: bytes) -> bool:
 
 def missing_name(block: bytes) -> bytes:
     """What must stand before `block` if it begins within the name of a credential's field; b"" if it does not."""
-    name, colon, _ = block.partition(b":")
+    name, colon, value = block.partition(b":")
     name = name.rstrip(b" \t").lower()
-    whole = [field for field in _NAMES if colon and field != name and field.endswith(name)]
+    whole = [field for field in _NAMES if colon and value[:1] != colon and field != name and field.endswith(name)]
     return whole[0][: len(whole[0]) - len(name)] if whole else b""
 
 
@@ -87,10 +100,54 @@ def stray_secrets(block: bytes) -> list[Range]:
     found = field_secrets(block)
     for line in _LINE.finditer(block) if b'"' in block or b"=" in block else ():
         text = line.group()
-        inside = [one for one in json_secrets(text) if one[2] in _TOKENS] if b'"' in text else []
+        inside = json_secrets(text) if b'"' in text else []
+        if b'"grant_type"' not in text:
+            inside = [one for one in inside if one[2] in _STRAY]
         inside += (form_secrets(text, certain=False) or []) if b"=" in text else []
         found += [(line.start() + start, line.start() + end, what) for start, end, what in inside]
     return found
+
+
+def torn_secrets(block: bytes) -> list[Range]:
+    """Credentials at the start of bytes that begin anywhere, within a name or a value too.
+
+    What shows them: the end of a secret's name before its value, other fields of a form in the same line, header lines
+    behind it, the end of a JSON string, PostgreSQL's PasswordMessage; or that it looks random. A short value without
+    any of these can't be told.
+    """
+    if block[:3] == b"p\0\0" and len(block) > _PASSWORD:
+        end = min(1 + int.from_bytes(block[1:_PASSWORD], "big"), len(block))
+        return [(_PASSWORD, end, "password")] if end > _PASSWORD else []
+    if cut := _CUT_FIELD.match(block):
+        return [(0, cut.end(1), "authorization")] if cut[1] and not _FIELD.match(block) else []
+    line = block[: found.start()] if (found := _LINE_END.search(block)) else block
+    if cut := _CUT_MEMBER.match(line):
+        return [(*cut.span(2), "token")] if _may_end_secret(cut[1]) and cut[2] else []
+    if cut := _CUT_STRING.match(block):
+        return [(*cut.span(1), "token")]
+    if (b"&" in line or b"=" in line) and not _SPACE.search(line):
+        pairs = list(_pairs(line))
+        named = form_secrets(line, certain=True) or []
+        name, start, stop = pairs[0]
+        if start == 0 or b"=" not in line[:start]:  # a value without its name
+            torn: list[Range] = [(0, stop, "token")] if stop else []
+            return [*torn, *named] if any(one for one, _, _ in pairs[1:]) else _random(line)
+        secret = _may_end_secret(name.encode()) if name else _VALUE_ONLY.fullmatch(line, start, stop) is not None
+        if start < stop and secret and (not named or named[0][0] != start):
+            named.insert(0, (start, stop, "token"))
+        return named or _random(line)
+    return _random(line)
+
+
+def _may_end_secret(end: bytes) -> bool:
+    """Whether a name that ends like this may be a credential's."""
+    end = end.lower()
+    return any(name.encode().endswith(end) for name in (*SECRET_NAMES, *_TOKENS, "token"))
+
+
+def _random(line: bytes) -> list[Range]:
+    found = _RANDOM.match(line)
+    return [(0, found.end(), "token")] if found else []
 
 
 def ends_in_secret_field(block: bytes) -> bool:

@@ -16,6 +16,7 @@ class State(Enum):
     TRAILERS = auto()
     WAIT = auto()
     LOST = auto()
+    __hash__ = object.__hash__  # it is looked up for every segment; that of an enum is many times slower
 
 
 BODY = frozenset((State.FIXED, State.UNTIL_CLOSE, State.CHUNK_DATA))

@@ -22,9 +22,9 @@ BackendKeyData and CancelRequest stays: it opens nothing, and is worth nothing o
 """
 
 import struct
-from typing import Any
+from typing import Any, Final
 
-from appliance.dissect import Match, Output, postgres_fields
+from appliance.dissect import Match, Output, Torn, postgres_fields
 from appliance.dissect.postgres_client import ClientSide
 from appliance.dissect.postgres_fields import GSS, SSL
 from appliance.dissect.postgres_frames import (
@@ -34,16 +34,20 @@ from appliance.dissect.postgres_frames import (
     HEADER,
     INSANE,
     LOST,
+    MAX_CREDENTIAL,
     SERVER_TYPES,
     STARTUP_PACKET,
     Frame,
     Half,
     Mode,
+    sane,
 )
 from appliance.dissect.postgres_requests import Request, Step
 from appliance.dissect.postgres_server import ServerSide
 from appliance.dissect.postgres_session import Shared
 from appliance.model import Direction, Message, Redaction
+
+END: Final = 1 << 62  # behind every offset
 
 
 class Postgres:
@@ -56,6 +60,7 @@ class Postgres:
         self.successor: str | None = None
         self._asked: str | None = None  # encryption that the client asked for and the server did not answer yet
         self._request: int | None = None  # start of that message
+        self._unseen = False  # the client's first byte may lie within a message
         self._answering = False  # the client is read on behind an answer: what the server sent behind that is the next
         self._shared = Shared()
         self._halves = {
@@ -77,14 +82,22 @@ class Postgres:
     def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
         if self.successor is not None:
             return []
-        self._halves[direction].feed(data, ts_ns)
-        return self._read(direction)
+        half = self._halves[direction]
+        if half.mode is not Mode.TYPED:
+            half.feed(data, ts_ns)
+            return self._read(direction)
+        out: Output = []
+        self._take(direction, half.read(data, ts_ns), out)
+        self._taken(out)
+        return out
 
     def gap(self, direction: Direction, length: int, ts_ns: int) -> Output:
         if self.successor is not None:
             return []
         half = self._halves[direction]
         half.gap(length, ts_ns)
+        if direction is Direction.CLIENT:
+            self._shared.released = half.released
         out = self._read(direction)
         if half.mode is Mode.SEARCHING:
             self._shared.requests.lose()
@@ -101,14 +114,37 @@ class Postgres:
         out: Output = []
         if self.successor is not None:
             return out
-        for frame in self._halves[direction].close(ts_ns):
-            self._take(direction, frame, out)
+        if self._unseen and self._halves[Direction.CLIENT].mode is Mode.STARTUP:
+            self._halves[Direction.CLIENT].mode = Mode.SEARCHING
+        self._take(direction, self._halves[direction].close(ts_ns), out)
         out += self._client.end() if direction is Direction.CLIENT else self._server.end()
         self._redactions(out)
         return out
 
     def settled(self, direction: Direction) -> int:
         return self._halves[direction].settled()
+
+    def guarded(self, direction: Direction) -> int:
+        """All of the client's bytes until log-in is over, and the first behind it came."""
+        half = self._halves[direction]
+        over = direction is Direction.SERVER or (half.released is not None and half.received > half.released)
+        return END if over else half.settled()
+
+    def torn(self, direction: Direction) -> Torn:
+        return Torn(size=MAX_CREDENTIAL if self._halves[direction].released is None else 0)
+
+    def resume(self, direction: Direction, torn: Torn | None) -> None:
+        """A stream that was recognised by a message begins with it, if it looks like one; else one is searched for."""
+        if torn is None:
+            self._unseen = self._unseen or direction is Direction.CLIENT
+            return
+        self.attrs["midstream"] = True
+        half = self._halves[direction]
+        half.mode = Mode.SEARCHING
+        if not torn.size:
+            half.release()
+            if direction is Direction.CLIENT:
+                self._shared.released = half.released
 
     def rest(self, direction: Direction) -> bytes:
         """Bytes for the successor."""
@@ -118,7 +154,8 @@ class Postgres:
     def held(self) -> int:
         shared = self._shared
         named = shared.statements.weight + shared.portals.weight
-        return sum(half.held for half in self._halves.values()) + 2 * named + shared.requests.held + self._server.held
+        sides = self._client.held + self._server.held
+        return sum(half.held for half in self._halves.values()) + 2 * named + shared.requests.held + sides
 
     def shed(self) -> Output:
         """Names are forgotten: what refers to them is `unresolved`. Answers to what waits have no `reply_to`."""
@@ -138,25 +175,31 @@ class Postgres:
             while half.mode is Mode.ANSWER and self.successor is None and self._read_answer(out):
                 pass
         if self.successor is None and half.mode is not Mode.STARTUP and half.mode is not Mode.ANSWER:
-            for frame in half.typed():
-                self._take(direction, frame, out)
-        if self._shared.authenticated and self._shared.released is None:
+            self._take(direction, half.typed(), out)
+        self._taken(out)
+        return out
+
+    def _taken(self, out: Output) -> None:
+        """Whether log-in is over may have changed, and what is to be redacted."""
+        if self._shared.released is None and self._shared.authenticated:
             self._halves[Direction.CLIENT].release()
             self._shared.released = self._halves[Direction.CLIENT].released
         self._redactions(out)
-        return out
 
     def _read_start(self, out: Output) -> None:
         half = self._halves[Direction.CLIENT]
         while half.mode is Mode.STARTUP and self._asked is None:
             if half.first not in (None, 0):  # no start-up packet is that long: the start was not seen
-                half.mode = Mode.TYPED
+                begun = half.rest()
+                if self._unseen and len(begun) < HEADER:
+                    return
+                half.mode = Mode.SEARCHING if self._unseen and not sane(begun, 0, CLIENT_TYPES) else Mode.TYPED
                 self.attrs["midstream"] = True
                 return
             frame = half.startup()
             if frame is None:
                 return
-            self._take(Direction.CLIENT, frame, out)
+            self._take(Direction.CLIENT, [frame], out)
 
     def _read_answer(self, out: Output) -> bool:
         """Take the answer to a request for encryption, if it is there."""
@@ -196,8 +239,7 @@ class Postgres:
         self._read_start(out)
         half = self._halves[Direction.CLIENT]
         if half.mode is not Mode.STARTUP:
-            for frame in half.typed():
-                self._take(Direction.CLIENT, frame, out)
+            self._take(Direction.CLIENT, half.typed(), out)
         self._redactions(out)
 
     def _end_clear(self, encryption: str | None) -> None:
@@ -211,8 +253,23 @@ class Postgres:
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    def _take(self, direction: Direction, frame: Frame, out: Output) -> None:
+    def _take(self, direction: Direction, frames: list[Frame], out: Output) -> None:
         side: ClientSide | ServerSide = self._client if direction is Direction.CLIENT else self._server
+        secrets = self._client.secrets
+        for frame in frames:
+            if frame.kind < 0:
+                self._take_odd(direction, side, frame, out)
+            elif not side.take(frame, out):
+                flags = ("truncated",) if frame.cut else ("malformed",)
+                attrs = {"type": chr(frame.kind), "length": frame.end - frame.start - 1}
+                out.append(_flawed(direction, frame, *flags, attrs=attrs))
+            if secrets:
+                for start, end in secrets:
+                    self._halves[Direction.CLIENT].redact(start, end)
+                secrets.clear()
+
+    def _take_odd(self, direction: Direction, side: ClientSide | ServerSide, frame: Frame, out: Output) -> None:
+        """What is no message with a type."""
         if frame.kind == STARTUP_PACKET:
             try:
                 self._start_packet(frame, out)
@@ -226,14 +283,6 @@ class Postgres:
             out.append(_flawed(direction, frame, "malformed"))
         elif frame.kind == LOST:
             out.append(_flawed(direction, frame, "undecoded", kind="undissected"))
-        else:
-            if not side.take(frame, out):
-                flags = ("truncated",) if frame.cut else ("malformed",)
-                attrs = {"type": chr(frame.kind), "length": frame.end - frame.start - 1}
-                out.append(_flawed(direction, frame, *flags, attrs=attrs))
-            for start, end in self._client.secrets:
-                self._halves[Direction.CLIENT].redact(start, end)
-            self._client.secrets.clear()
 
     def _start_packet(self, frame: Frame, out: Output) -> None:
         half = self._halves[Direction.CLIENT]
@@ -264,9 +313,10 @@ class Postgres:
             raise ValueError("a start-up packet of another protocol")
 
     def _redactions(self, out: Output) -> None:
-        half = self._halves[Direction.CLIENT]
-        out += [Redaction(Direction.CLIENT, start, end, "password") for start, end in half.secrets]
-        half.secrets.clear()
+        secrets = self._halves[Direction.CLIENT].secrets
+        if secrets:
+            out += [Redaction(Direction.CLIENT, start, end, "password") for start, end in secrets]
+            secrets.clear()
 
 
 def _client_message(kind: str, frame: Frame, said: str, attrs: dict[str, Any], flags: tuple[str, ...] = ()) -> Message:

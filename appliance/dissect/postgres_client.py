@@ -52,6 +52,11 @@ class ClientSide:
         """Bytes are missing: nothing is continued."""
         return self.end()
 
+    @property
+    def held(self) -> int:
+        """Bytes in memory, roughly."""
+        return self._copy.held if self._copy is not None else 0
+
     def end(self) -> list[Message]:
         """What is still to be told."""
         out: list[Message] = []

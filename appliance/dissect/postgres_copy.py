@@ -30,6 +30,11 @@ class Copy:
         self._headed = False  # binary: the signature and header were read
         self._broken = False  # binary: does not fit its layout; shown as one value
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait to become a message."""
+        return len(self._data)
+
     def add(self, body: bytes, start: int, end: int, ts_ns: int, end_ns: int, cut: bool, codec: str) -> list[Message]:
         """One CopyData message."""
         if not self._messages:

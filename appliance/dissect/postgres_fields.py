@@ -21,8 +21,6 @@ from appliance.dissect.postgres_frames import (
 )
 from appliance.dissect.postgres_types import text
 
-MAX_COLUMNS = 1664  # of a result; the server's MaxTupleAttributeNumber
-
 SSL: Final = struct.pack("!I", 80877103)
 GSS: Final = struct.pack("!I", 80877104)
 
@@ -50,14 +48,8 @@ _SASL_FIRST = re.compile(
 )
 _SASL_FINAL = re.compile(rb"c=[A-Za-z0-9+/=]+,r=[!-+\--~]+,p=[A-Za-z0-9+/=]+")
 _U16 = struct.Struct("!H")
+AUTHENTICATED: Final = b"R\0\0\0\x08\0\0\0\0"  # AuthenticationOk
 _I32 = struct.Struct("!i")
-_COLUMN = struct.Struct("!IhIhih")  # table, attribute, type, its size, its modifier, format
-
-
-class Column(NamedTuple):
-    name: str
-    oid: int
-    binary: bool
 
 
 class Bind(NamedTuple):
@@ -129,19 +121,6 @@ def error_fields(body: bytes, codec: str, cut: bool) -> dict[str, str]:
     if not fields or (at >= len(body) and not cut):
         raise ValueError("error fields without their end")
     return fields
-
-
-def columns(body: bytes, codec: str) -> tuple[list[Column], bool]:
-    """RowDescription, and whether all of its columns are there."""
-    (count,) = _U16.unpack_from(body)
-    found = []
-    at = 2
-    for _ in range(min(count, MAX_COLUMNS)):
-        name, at = cstring(body, at, codec)
-        _, _, oid, _, _, code = _COLUMN.unpack_from(body, at)
-        at += _COLUMN.size
-        found.append(Column(name, oid, code == 1))
-    return found, count <= MAX_COLUMNS
 
 
 def types(body: bytes, at: int) -> tuple[int, ...]:
@@ -223,6 +202,8 @@ def detect(client: bytes, server: bytes) -> Match:
     """
     if client[:1] == b"\0":
         return _detect_start(client)
+    if _is_copy(client) or server.startswith(AUTHENTICATED):
+        return Match.YES
     asked, answered = _detect_request(client), _detect_reply(server)
     if Match.NO in (asked, answered):
         return Match.NO
@@ -252,8 +233,11 @@ def _detect_start(client: bytes) -> Match:
 
 
 def _detect_request(data: bytes) -> Match:
-    """A Query: text up to its NUL; or messages of the extended protocol up to a Sync. What follows is not looked at."""
-    if data and data[0] not in b"QPBDEC":
+    """A Query: text up to its NUL; or messages of the extended protocol up to a Sync. What follows is not looked at.
+
+    Where the start was not seen, the first may be a password.
+    """
+    if data and data[0] not in b"QPBDECp":
         return Match.NO
     at = 0
     while at + HEADER <= len(data):
@@ -267,10 +251,26 @@ def _detect_request(data: bytes) -> Match:
             return Match.YES if len(body) > 1 and body.find(0) == len(body) - 1 else Match.NO
         if kind in b"SH" and body:
             return Match.NO
+        if at == 0 and kind == 0x70:
+            return Match.YES if body else Match.NO
         if kind == 0x53:
             return Match.YES
         at = end
     return Match.MORE
+
+
+def _is_copy(data: bytes) -> bool:
+    """Whether it begins with three messages of a COPY, or two and its end: no answer comes for long."""
+    at = 0
+    for number in range(3):
+        if (
+            at + HEADER > len(data)
+            or data[at] not in (b"d" if number < 2 else b"dc")
+            or not sane(data, at, CLIENT_TYPES)
+        ):
+            return False
+        at += 1 + int.from_bytes(data[at + 1 : at + HEADER], "big")
+    return True
 
 
 def _detect_reply(data: bytes) -> Match:
@@ -291,6 +291,7 @@ _REPLIES: Final[dict[int, Callable[[bytes], bool]]] = {
     0x5A: lambda body: body in (b"I", b"T", b"E"),
     0x43: lambda body: body.endswith(b"\0"),
     **dict.fromkeys(b"123nsI", lambda body: not body),
+    0x52: lambda body: len(body) >= 4 and body[:3] == bytes(3) and body[3] <= 12,
     **dict.fromkeys(b"EN", lambda body: body[:1] == b"S" and body.endswith(b"\0\0")),
     **dict.fromkeys(b"TD", lambda body: len(body) >= 2),
 }

@@ -23,7 +23,10 @@ import re
 import struct
 from collections.abc import Mapping
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 MAX_MESSAGE = 1 << 20  # bytes of a message that are buffered and dissected
 MAX_LENGTH = (1 << 30) - 1  # of a message: the server's own maximum
@@ -49,7 +52,7 @@ class Mode(Enum):
     IGNORED = 4
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """A protocol message. `kind` is its type byte, or one of the negative numbers below."""
 
     kind: int
@@ -123,6 +126,8 @@ class Half:
     def gap(self, length: int, ts_ns: int) -> None:
         """Bytes are missing. Within a message of known length it goes on behind that; else a place is searched for."""
         self._now_ns = ts_ns
+        if self.released == self.received and self._sensitive:  # what is missing came before the answer
+            self.released += length + MAX_CREDENTIAL
         if self.mode is Mode.TYPED and len(self._buffer) >= HEADER:
             self._redact_buffered()
             data = bytes(self._buffer)
@@ -133,7 +138,7 @@ class Half:
             self._skip -= inside
             self._offset += inside
             if self._head is not None:
-                self._head = self._head._replace(cut=True)
+                self._head = replace(self._head, cut=True)
             self._finish_skip()
         if length == inside and inside:
             return
@@ -150,7 +155,7 @@ class Half:
         self._now_ns = ts_ns
         if self._head is not None:
             end = self._offset
-            self._ready.append(self._head._replace(end=end, cut=True))
+            self._ready.append(replace(self._head, end=end, cut=True))
             self._head, self._skip = None, 0
         if self.mode is Mode.TYPED and len(self._buffer) >= HEADER:
             self._redact_buffered()
@@ -214,6 +219,27 @@ class Half:
             return None
         return self._cut_off(self._buffer[0], 1, 1)
 
+    def read(self, data: bytes, ts_ns: int) -> list[Frame]:
+        """`feed` and `typed` in one: whole short messages at the start are read where they are."""
+        if self._buffer or self._skip or self._ready or self.mode is not Mode.TYPED:
+            self.feed(data, ts_ns)
+            return self.typed()
+        frames = []
+        at, size, base = 0, len(data), self._offset
+        unpack = _HEAD.unpack_from
+        while size - at >= HEADER:
+            kind, length = unpack(data, at)
+            end = at + 1 + length
+            if end > size or not 4 <= length <= MAX_SHORT:
+                break
+            frames.append(Frame(kind, data[at + HEADER : end], base + at, base + end, ts_ns, ts_ns))
+            at = end
+        self._offset, self._need, self._now_ns = base + at, HEADER, ts_ns
+        if at < size:
+            self.feed(data[at:], ts_ns)
+            frames += self.typed()
+        return frames
+
     def typed(self) -> list[Frame]:
         """All frames that are complete; INSANE is the last one ever."""
         if self.mode is Mode.SEARCHING:
@@ -257,9 +283,20 @@ class Half:
         return frames
 
     def release(self) -> None:
-        """Log-in is over. Bytes that came before this and were not read yet may still be of it."""
+        """Log-in is over. Bytes that came before this and were not read yet may still be of it.
+
+        So may those of a message that has begun: what the peer has, and answers, may still wait here behind a hole.
+        """
         if self.released is None:
             self.released = self.received
+            if self._skip:
+                self.released += self._skip
+            elif (
+                self.mode is Mode.TYPED
+                and len(self._buffer) >= HEADER
+                and sane(bytes(self._buffer[:HEADER]), 0, self._known)
+            ):
+                self.released = max(self.released, self._offset + 1 + int.from_bytes(self._buffer[1:HEADER], "big"))
 
     @property
     def _guarded(self) -> bool:
@@ -350,7 +387,7 @@ class Half:
 
     def _finish_skip(self) -> None:
         if not self._skip and self._head is not None:
-            self._ready.append(self._head._replace(end_ns=self._now_ns))
+            self._ready.append(replace(self._head, end_ns=self._now_ns))
             self._head = None
 
     # -- behind a gap ----------------------------------------------------------------------------------------------

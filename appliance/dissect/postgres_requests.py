@@ -22,7 +22,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
-from appliance.dissect.postgres_fields import Column
+import msgspec
+
+from appliance.dissect.postgres_columns import Columns
 
 MAX_PENDING = 16384  # requests of one session without an answer
 MAX_PENDING_BYTES = 8 << 20  # of the messages that made them
@@ -40,21 +42,25 @@ class Step(Enum):
     EXECUTE = 6
     CLOSE = 7
     SYNC = 8
+    __hash__ = object.__hash__  # it is looked up for every message; that of an enum is many times slower
 
 
 READY: Final = frozenset({Step.START, Step.QUERY, Step.FUNCTION, Step.SYNC})  # those that ReadyForQuery ends
 
 
-@dataclass(slots=True)
-class Shape:
+class Shape(msgspec.Struct):
     """What is known of a statement's parameters and result."""
 
     types: tuple[int, ...] = ()
-    columns: list[Column] | None = None
+    columns: Columns | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory, roughly."""
+        return 40 * len(self.types) + (self.columns.held if self.columns is not None else 0)
 
 
-@dataclass(slots=True)
-class Portal:
+class Portal(msgspec.Struct):
     """A bound statement: how its result is to be read, how many rows of it were fetched."""
 
     shape: Shape
@@ -62,15 +68,13 @@ class Portal:
     fetched: int = 0
 
 
-@dataclass(slots=True)
-class Statement:
+class Statement(msgspec.Struct):
     sql: str
     shape: Shape
     weight: int
 
 
-@dataclass(slots=True)
-class Bound:
+class Bound(msgspec.Struct):
     """What an Execute of a portal says."""
 
     portal: Portal
@@ -116,8 +120,7 @@ class Names(Generic[Named]):
         return before
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     step: Step
     start: int | None  # of the message that was made of it; None: none was
     weight: int
@@ -159,7 +162,8 @@ class Requests:
     @property
     def held(self) -> int:
         """Bytes in memory, roughly."""
-        return self._weight + 256 * len(self._queue)
+        described = sum(statement.shape.held for statement in self.statements.items.values())
+        return self._weight + 256 * len(self._queue) + described
 
     def head(self) -> Request | None:
         return self._queue[0] if self._queue else None

@@ -1,81 +1,63 @@
 """A result as it arrives: its columns, its rows in batches, their count."""
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import struct
+from collections.abc import Sequence
+from typing import Any
 
-from appliance.dissect.postgres_fields import Column, is_binary
+import msgspec
+
+from appliance.dissect.postgres_columns import NOTHING, WEIGHT, Columns
+from appliance.dissect.postgres_fields import is_binary
 from appliance.dissect.postgres_frames import Frame
 from appliance.dissect.postgres_session import Repeats
-from appliance.dissect.postgres_types import hexadecimal, text, type_name, value
+from appliance.dissect.postgres_types import hexadecimal, text, value
 from appliance.model import Direction, Message
 
 MAX_ROWS = 100  # of one message
 MAX_ROWS_BYTES = 65536  # of the DataRows of one message; one row may exceed it
-MAX_DESCRIBED = 16384  # characters of column names that every message of a result repeats
-OVERHEAD = 32  # characters of a column's description beside its name
 MAX_BRIEF = 8  # columns that it repeats in any case, see `Repeats`
 NULL = "\\N"  # in a message's text, as in COPY; None in its attributes
 _NONE = 0xFFFFFFFF
+_U32 = struct.Struct("!I")
 
 
-class Description(NamedTuple):
-    """Columns as messages have them, as far as `MAX_DESCRIBED` goes; `size` in characters; `total`: all of them."""
-
-    columns: list[dict[str, str]]
-    size: int
-    total: int
-
-    def within(self, repeats: Repeats, offset: int) -> tuple[list[dict[str, str]], bool]:
-        """Those that a message that ends at `offset` may repeat, and whether these are all."""
-        shown = self.columns
-        if len(shown) > MAX_BRIEF and not repeats.allow(self.size, offset):
-            shown = shown[:MAX_BRIEF]
-        return shown, len(shown) == self.total
+def within(columns: Columns, repeats: Repeats, offset: int) -> tuple[list[dict[str, str]], bool]:
+    """What a message that ends at `offset` may repeat of the columns, and whether these are all."""
+    shown = columns.shown
+    if len(shown) > MAX_BRIEF and not repeats.allow(columns.size, offset):
+        shown = shown[:MAX_BRIEF]
+    return shown, len(shown) == len(columns.types)
 
 
-def describe(columns: list[Column]) -> Description:
-    """What messages of a result say of its columns."""
-    described: list[dict[str, str]] = []
-    size = 0
-    for column in columns:
-        if size + len(column.name) > MAX_DESCRIBED:
-            break
-        size += len(column.name)
-        described.append({"name": column.name, "type": type_name(column.oid)})
-    return Description(described, size + OVERHEAD * len(described), len(columns))
-
-
-@dataclass(slots=True)
-class Result:
+class Result(msgspec.Struct):
     """The result of one statement. `columns` None: nothing said what they are."""
 
-    columns: list[Column] | None
+    columns: Columns | None
     formats: tuple[int, ...] | None  # asked for by Bind; None: as the columns say
     reply_to: int | None
     offset: int  # rows of the same portal that came before
     repeats: Repeats
     count: int = 0
-    description: Description = field(init=False)
-    _oids: list[int] = field(default_factory=list)  # per column: type OID if binary, else -1
-    _rows: list[list[str | None]] = field(default_factory=list)
+    _oids: Sequence[int] = ()  # per column: type OID if binary, else -1
+    _rows: list[list[str | None]] = []  # a Struct copies it
     _size: int = 0
     _start: int = 0
     _end: int = 0
     _ts_ns: int = 0
     _end_ns: int = 0
-    _flags: set[str] = field(default_factory=set)
+    _flags: set[str] = set()  # a Struct copies it
 
     def __post_init__(self) -> None:
-        self.description = describe(self.columns or [])
-        if self.columns is not None:
-            for number, column in enumerate(self.columns):
-                binary = column.binary if self.formats is None else is_binary(self.formats, number)
-                self._oids.append(column.oid if binary else -1)
+        columns, formats = self.columns, self.formats
+        if columns is not None and formats is not None:
+            self._oids = [oid if is_binary(formats, at) else -1 for at, oid in enumerate(columns.types)]
+        elif columns is not None:
+            self._oids = columns.formats
 
     @property
     def held(self) -> int:
-        """Bytes of the DataRows that wait to become a message."""
-        return self._size
+        """Bytes in memory, roughly: of the columns, and of the rows that wait to become a message."""
+        return WEIGHT * len(self._oids) + 4 * self._size
 
     @property
     def full(self) -> bool:
@@ -92,9 +74,12 @@ class Result:
         row: list[str | None] = []
         at = 2
         for oid in oids:
-            length = int.from_bytes(body[at : at + 4], "big")
+            if at + 4 > size:
+                self._flags.add("truncated" if frame.cut else "malformed")
+                break
+            (length,) = _U32.unpack_from(body, at)
             at += 4
-            if length == _NONE and at <= size:
+            if length == _NONE:
                 row.append(None)
                 continue
             end = at + length
@@ -123,7 +108,7 @@ class Result:
         self._end, self._end_ns = frame.end, frame.end_ns
         self.count += 1
 
-    def _unknown(self, count: int) -> list[int]:
+    def _unknown(self, count: int) -> Sequence[int]:
         """A row with other columns than announced: the formats that were asked for are all that is known."""
         if self.columns is not None:
             self._flags.add("malformed")
@@ -135,7 +120,7 @@ class Result:
         if not rows:
             return []
         lines = ["\t".join([cell if cell is not None else NULL for cell in row]) for row in rows]
-        described, whole = self.description.within(self.repeats, self._end)
+        described, whole = within(self.columns or NOTHING, self.repeats, self._end)
         if not whole:
             self._flags.add("truncated")
         if self.columns is not None:

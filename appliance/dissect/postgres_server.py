@@ -9,11 +9,14 @@ import struct
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
+import msgspec
+
 from appliance.dissect import postgres_fields as fields
+from appliance.dissect.postgres_columns import NOTHING, columns
 from appliance.dissect.postgres_copy import Copy
 from appliance.dissect.postgres_frames import Frame
 from appliance.dissect.postgres_requests import Step
-from appliance.dissect.postgres_rows import Result, describe
+from appliance.dissect.postgres_rows import Result, within
 from appliance.dissect.postgres_session import Repeats, Shared
 from appliance.dissect.postgres_types import hexadecimal, text
 from appliance.model import Direction, Message
@@ -50,7 +53,8 @@ class ServerSide:
             if self._result.full:
                 out += self._result.flush()
             return True
-        self._flush(kind, out)
+        if self._result is not None or self._copy is not None or self._parameters:
+            self._flush(kind, out)
         reader = self._READERS.get(kind)
         if reader is None or (frame.cut and kind not in b"DdENV"):
             return False
@@ -71,7 +75,9 @@ class ServerSide:
     @property
     def held(self) -> int:
         """Bytes in memory, roughly."""
-        return 4 * self._result.held if self._result is not None else 0
+        rows = self._result.held if self._result is not None else 0
+        copied = self._copy.held if self._copy is not None else 0
+        return rows + copied + sum(2 * (64 + len(name) + len(value)) for name, value in self._parameters.items())
 
     def end(self) -> list[Message]:
         """What is still to be told."""
@@ -89,7 +95,7 @@ class ServerSide:
             assert first is not None  # set with the first of the parameters
             assert last is not None
             said = "\n".join(f"{name}={value}" for name, value in self._parameters.items())
-            whole = first._replace(end=last.end, end_ns=last.end_ns)
+            whole = msgspec.structs.replace(first, end=last.end, end_ns=last.end_ns)
             out.append(_said("parameters", whole, said, {"parameters": dict(self._parameters)}))
             self._parameters.clear()
             self._parameters_from = self._parameters_to = None
@@ -160,15 +166,15 @@ class ServerSide:
 
     def _columns(self, frame: Frame, out: list[Any]) -> None:
         requests = self._shared.requests
-        columns, whole = fields.columns(frame.body, self._shared.codec)
+        described, whole = columns(frame.body, self._shared.codec)
         request = requests.expect(Step.DESCRIBE, Step.QUERY)
         if request is not None and request.step is Step.DESCRIBE:
             requests.done(Step.DESCRIBE)
             shape = request.portal.shape if request.portal is not None else request.shape
             if shape is not None:
-                shape.columns = columns
+                shape.columns = described
         else:
-            self._result = Result(columns, None, request.start if request is not None else None, 0, self._repeats)
+            self._result = Result(described, None, request.start if request is not None else None, 0, self._repeats)
         if not whole:
             out.append(_said("malformed", frame, "", {"type": "T"}, flags=("truncated",)))
 
@@ -210,14 +216,11 @@ class ServerSide:
         request = self._shared.requests.done(*_EXECUTED)
         self._copy = self._shared.copy_in = None
         attrs["rows"] = result.count if result is not None else 0
-        if result is not None:
-            description = result.description
-        else:
-            portal = request.portal if request is not None else None
-            description = describe((portal.shape.columns if portal is not None else None) or [])
-        attrs["columns"], whole = description.within(self._repeats, frame.end)
-        if request is not None and request.portal is not None:
-            request.portal.fetched += attrs["rows"]
+        portal = request.portal if request is not None else None
+        described = result.columns if result is not None else portal.shape.columns if portal is not None else None
+        attrs["columns"], whole = within(described or NOTHING, self._repeats, frame.end)
+        if portal is not None:
+            portal.fetched += attrs["rows"]
         start = request.start if request is not None else None
         out.append(_said("result", frame, said, attrs, start, () if whole else ("truncated",)))
 
@@ -233,17 +236,14 @@ class ServerSide:
         start = request.start if request is not None else None
         out.append(_said("result", frame, "NULL" if shown is None else shown, attrs, start, flags))
 
-    def _done(self, *steps: Step) -> None:
-        self._shared.requests.done(*steps)
-
     def _parsed(self, frame: Frame, out: list[Any]) -> None:
-        self._done(Step.PARSE)
+        self._shared.requests.done(Step.PARSE)
 
     def _bound(self, frame: Frame, out: list[Any]) -> None:
-        self._done(Step.BIND)
+        self._shared.requests.done(Step.BIND)
 
     def _closed(self, frame: Frame, out: list[Any]) -> None:
-        self._done(Step.CLOSE)
+        self._shared.requests.done(Step.CLOSE)
 
     # -- COPY ------------------------------------------------------------------------------------------------------
 
@@ -259,10 +259,10 @@ class ServerSide:
         self._shared.copy_in = "replication"
 
     def _copy_start(self, frame: Frame, out: list[Any], way: str) -> str:
-        overall, columns = struct.unpack_from("!BH", frame.body)
+        overall, count = struct.unpack_from("!BH", frame.body)
         form = "binary" if overall == 1 else "text"
         self._shared.copy_start = frame.start
-        attrs = {"copy": way, "format": form, "columns": columns}
+        attrs = {"copy": way, "format": form, "columns": count}
         out.append(_said("copy-start", frame, f"copy {way} {form}", attrs, self._answered()))
         return form
 

@@ -50,6 +50,15 @@ def is_dense(data: bytes) -> bool:
     return all(len(set(sample)) >= DENSE for sample in samples)
 
 
+def said(direction: Direction, data: bytes, start: int, ts_ns: int, end_ns: int) -> Message:
+    """The message of one burst, which begins at offset `start`."""
+    attrs: dict[str, Any] = {"bytes": len(data)}
+    if is_dense(data):
+        attrs["dense"] = True
+    text = "" if "dense" in attrs else printable(data)
+    return Message(direction, "data", ts_ns, start, start + len(data), text, attrs, end_ns=end_ns)
+
+
 @dataclass(slots=True)
 class _Burst:
     start: int
@@ -116,17 +125,4 @@ class Raw:
         burst = self._burst.pop(direction, None)
         if burst is None:
             return []
-        data = bytes(burst.data)
-        end = burst.start + len(data)
-        attrs: dict[str, Any] = {"bytes": len(data)}
-        if is_dense(data):
-            attrs["dense"] = True
-        text = "" if "dense" in attrs else printable(data)
-        return [Message(direction, "data", burst.ts_ns, burst.start, end, text, attrs, end_ns=burst.end_ns)]
-
-
-class RawDatagrams(Raw):
-    """The same for datagrams: each one is a message of its own."""
-
-    def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
-        return super().receive(direction, data, ts_ns) + self._end(direction)
+        return [said(direction, bytes(burst.data), burst.start, burst.ts_ns, burst.end_ns)]

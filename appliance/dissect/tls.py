@@ -21,7 +21,7 @@ certificate (the server's), records (seen per direction), unframed (the record l
 from enum import Enum
 from typing import Any, Final
 
-from appliance.dissect import Match, Output
+from appliance.dissect import Match, Output, Torn
 from appliance.dissect.tls_hello import (
     Malformed,
     ja4,
@@ -86,12 +86,17 @@ class Tls:
     protocol = "tls"
 
     def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
-        self.attrs: dict[str, Any] = {"records": {"client": 0, "server": 0}}
+        self._counts = {"client": 0, "server": 0}
+        self._known: dict[str, Any] = {}
         self.opaque = False
         self.successor: str | None = None
         self._sides = {Direction.CLIENT: _Side(client_offset), Direction.SERVER: _Side(server_offset)}
         self._version = 0  # negotiated; 0: not known
         self._client_hello: int | None = None  # where the last one starts
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return {"records": self._counts.copy(), **self._known}
 
     @staticmethod
     def detect(client: bytes, server: bytes) -> Match:
@@ -137,6 +142,18 @@ class Tls:
     def held(self) -> int:
         return sum(len(side.record) + len(side.handshake) + 128 * len(side.places) for side in self._sides.values())
 
+    def torn(self, direction: Direction) -> Torn:
+        return Torn()
+
+    def resume(self, direction: Direction, torn: Torn | None) -> None:
+        """Behind another dissector of the same session what comes may be the middle of a record."""
+        if torn is not None:
+            self._seal(direction)
+
+    def shed(self) -> Output:
+        """All of it is bounded, and needed to find where the clear text ends."""
+        return []
+
     def rest(self, direction: Direction) -> bytes:
         return bytes(self._sides[direction].record) if self._sides[direction].phase is _Phase.CLEAR else b""
 
@@ -166,7 +183,7 @@ class Tls:
                 break
             body = bytes(buffer[place + HEADER : place + HEADER + length])
             out += self._record(direction, buffer[place], body, start + place + HEADER, ts_ns)
-            self.attrs["records"][direction.value] += 1
+            self._counts[direction.value] += 1
             place += HEADER + length
             side.record_ns = ts_ns
         del buffer[:place]
@@ -219,7 +236,7 @@ class Tls:
                 side.skip = int.from_bytes(side.record[3:])
                 side.record.clear()
                 count += 1
-        self.attrs["records"][direction.value] += count
+        self._counts[direction.value] += count
 
     def _seal(self, direction: Direction) -> None:
         side = self._sides[direction]
@@ -233,7 +250,7 @@ class Tls:
         side = self._sides[direction]
         side.phase = _Phase.LOST
         side.record.clear()
-        self.attrs["unframed"] = True
+        self._known["unframed"] = True
 
     # -- handshake messages ----------------------------------------------------------------------------------------
 
@@ -272,7 +289,7 @@ class Tls:
                 attrs = parse_certificate(body)
                 text = " ".join([attrs.get("subject", ""), *attrs.get("names", [])])
                 if direction is Direction.SERVER and attrs:
-                    self.attrs["certificate"] = attrs
+                    self._known["certificate"] = attrs
         except Malformed:
             return [Message(direction, _KINDS[kind], first_ns, start, end, flags=("malformed",), end_ns=ts_ns)]
         reply = self._client_hello if direction is Direction.SERVER else None
@@ -290,7 +307,7 @@ class Tls:
             "ech": hello.ech,
         }
         for name, value in attrs.items():
-            self.attrs.setdefault(name, value)
+            self._known.setdefault(name, value)
         return " ".join(["ClientHello", hello.sni, *attrs["alpn_offered"], attrs["ja4"]]), attrs
 
     def _on_server_hello(self, body: bytes) -> tuple[str, dict[str, Any]]:
@@ -301,7 +318,7 @@ class Tls:
             attrs["alpn"] = hello.alpn
         if hello.retry:
             attrs["retry"] = True
-        self.attrs.update(attrs)
+        self._known.update(attrs)
         if hello.version >= TLS13 and not hello.retry:
             self._seal(Direction.SERVER)
         return f"ServerHello {attrs['version']} {attrs['cipher']} {hello.alpn}".rstrip(), attrs

@@ -1,6 +1,6 @@
 """Sessions: the frames of a journal in, rows for the store out. Pure: no file, no socket, no clock.
 
-    Frame ─► assembler ─► flow (5-tuple, kernel's flow) ─► TcpSession / DatagramSession
+    Frame ─► Assembler ─► Arrivals (5-tuple, kernel's flow) ─► TcpSession / DatagramSession
                               │ fragments                      │ Stream (one direction of TCP)
                               ▼                                ▼
                           defragmented                   Data · Gap · Overlap · Late · Stray
@@ -15,8 +15,8 @@ What must hold
   but the ids, which come from record positions.
 - No byte is given away silently: what has no place in a stream becomes a finding, and, where its bytes were recorded,
   a copy beside the stream.
-- Everything that an attacker can make grow is bounded: out-of-order bytes and segments, sessions, fragments, copies,
-  findings.
+- Everything that an attacker can make grow is bounded, and weighed (`memory.py`): out-of-order bytes and segments,
+  sessions, fragments, copies, findings.
 - A byte that a dissector may still redact is not in any row.
 
 Recorded is not delivered. A segment is recorded before it is forwarded and can be lost behind the gateway; the sender

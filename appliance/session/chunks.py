@@ -2,12 +2,13 @@
 
 Contiguous bytes are joined up to `MAX_CHUNK` bytes or `JOIN_NS` of recorded time. Nothing leaves before the dissector
 has settled it; what it redacts leaves as asterisks. Copies (conflicting overlaps) and late bytes wait and are
-redacted in the same way; but when more than `MAX_ASIDE` wait (an attack on memory), the first of them leave with the
-redactions that are known by then.
+redacted in the same way, and where the caller says so; but when more than `MAX_ASIDE` wait (an attack on memory), the
+first of them leave with the redactions that are known by then.
 """
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ MAX_CHUNK = 64 * 1024
 JOIN_NS = 10_000_000
 MAX_ASIDE = 1 << 18  # bytes of copies that wait to be settled, per direction
 OVERHEAD = 128  # bytes that keeping one of them costs
-MAX_RANGES = 4096  # redactions remembered for copies that may still come
+MAX_RANGES = 4096  # redactions that are remembered, and more only while their bytes wait
+
+Ranges = Sequence[tuple[int, int]]
 
 
 class Chunk(NamedTuple):
@@ -28,6 +31,33 @@ class Chunk(NamedTuple):
     ts_ns: int
     copy: int
     redacted: tuple[tuple[int, int], ...]
+
+
+class _Aside(NamedTuple):
+    """Bytes out of order. `number` is that of their arrival."""
+
+    end: int
+    number: int
+    copy: int
+    data: bytes
+    ts_ns: int
+    hidden: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory, about."""
+        return len(self.data) + OVERHEAD * (1 + len(self.hidden))
+
+
+def merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same bytes as disjoint ranges in order."""
+    out: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if out and start <= out[-1][1]:
+            out[-1] = (out[-1][0], max(end, out[-1][1]))
+        else:
+            out.append((start, end))
+    return out
 
 
 class Outlet:
@@ -42,6 +72,7 @@ class Outlet:
         "_held_size",
         "_join_ns",
         "_parts",
+        "_passed",
         "_ranges",
         "_since",
         "_size",
@@ -58,8 +89,9 @@ class Outlet:
         self._held_size = 0
         self._parts: list[bytes] = []  # of the chunk in the making
         self._start = self._end = self._size = 0
+        self._passed = 0  # everything before is stored, or in the chunk in the making
         self._since = 0
-        self._aside: list[tuple[int, int, int, bytes, int]] = []  # heap: end, order of arrival, copy, bytes, time
+        self._aside: list[_Aside] = []  # a heap
         self._asides = 0
         self._aside_size = 0
         self._ranges: list[tuple[int, int]] = []  # disjoint, sorted
@@ -69,9 +101,9 @@ class Outlet:
         return self._held_size + self._size + self._aside_size
 
     @property
-    def pending(self) -> bool:
-        """Whether a chunk is in the making."""
-        return bool(self._parts)
+    def weight(self) -> int:
+        """Memory in use, about, beyond that of an empty one."""
+        return self.held_bytes + OVERHEAD * (len(self._held) + len(self._parts) + len(self._ranges))
 
     @property
     def behind(self) -> bool:
@@ -111,7 +143,7 @@ class Outlet:
             self._release_aside(out)
 
     def redact(self, start: int, end: int) -> None:
-        """These bytes leave as asterisks."""
+        """These bytes leave as asterisks. Of what has left, only the last `MAX_RANGES` are remembered, for copies."""
         if start >= end:
             return
         ranges = self._ranges
@@ -125,19 +157,24 @@ class Outlet:
             last += 1
         ranges[at:last] = [(start, end)]
         if len(ranges) > MAX_RANGES:
-            del ranges[0]
+            left = self._start if self._parts else self._passed
+            gone = max(0, bisect_right(ranges, (left, left)) - 1)
+            del ranges[: min(gone, len(ranges) - MAX_RANGES)]
 
-    def copy(self, offset: int, data: bytes, ts_ns: int, out: list[Chunk]) -> int:
-        """Keep a conflicting copy beside the stream; its number. When too many wait, the first in line leaves early."""
+    def copy(self, offset: int, data: bytes, ts_ns: int, out: list[Chunk], hidden: Ranges = ()) -> int:
+        """Keep a conflicting copy beside the stream; its number. When too many wait, the first in line leaves early.
+
+        `offset` may be negative: before the first byte. `hidden`: ranges of `data` to redact in any case.
+        """
         self.copies += 1
-        self._set_aside(self.copies, offset, data, ts_ns)
+        self._set_aside(self.copies, offset, data, ts_ns, hidden)
         while self._aside_size > MAX_ASIDE:
             self._release_first(out)
         return self.copies
 
-    def late(self, offset: int, data: bytes, ts_ns: int) -> None:
-        """Bytes of the stream, out of order. At most the gaps' sizes, so not limited further."""
-        self._set_aside(0, offset, data, ts_ns)
+    def late(self, offset: int, data: bytes, ts_ns: int, hidden: Ranges = ()) -> None:
+        """Bytes of the stream, out of order; `hidden` as above. At most the gaps' sizes, so not limited further."""
+        self._set_aside(0, offset, data, ts_ns, hidden)
 
     def flush(self, out: list[Chunk]) -> None:
         """End the chunk in the making."""
@@ -159,6 +196,7 @@ class Outlet:
                 self._parts.append(data)
                 self._size = size
                 self._end += len(data)
+                self._passed = self._end
                 return
             self.flush(out)
         while len(data) > MAX_CHUNK:
@@ -167,34 +205,39 @@ class Outlet:
             offset += MAX_CHUNK
         self._parts.append(data)
         self._start, self._since, self._size = offset, ts_ns, len(data)
-        self._end = offset + len(data)
+        self._end = self._passed = offset + len(data)
 
-    def _set_aside(self, number: int, offset: int, data: bytes, ts_ns: int) -> None:
+    def _set_aside(self, number: int, offset: int, data: bytes, ts_ns: int, hidden: Ranges) -> None:
         self._asides += 1
-        heappush(self._aside, (offset + len(data), self._asides, number, data, ts_ns))
-        self._aside_size += len(data) + OVERHEAD
+        aside = _Aside(offset + len(data), self._asides, number, data, ts_ns, tuple(hidden))
+        heappush(self._aside, aside)
+        self._aside_size += aside.size
 
     def _release_aside(self, out: list[Chunk]) -> None:
-        while self._aside and self._aside[0][0] <= self.settled:
+        while self._aside and self._aside[0].end <= self.settled:
             self._release_first(out)
 
     def _release_first(self, out: list[Chunk]) -> None:
-        end, _, number, data, ts_ns = heappop(self._aside)
-        self._aside_size -= len(data) + OVERHEAD
-        out.append(self._chunk(end - len(data), data, ts_ns, number))
+        aside = heappop(self._aside)
+        self._aside_size -= aside.size
+        offset = aside.end - len(aside.data)
+        out.append(self._chunk(offset, aside.data, aside.ts_ns, aside.copy, aside.hidden))
 
-    def _chunk(self, offset: int, data: bytes, ts_ns: int, copy: int) -> Chunk:
+    def _chunk(self, offset: int, data: bytes, ts_ns: int, copy: int, hidden: Ranges = ()) -> Chunk:
         ranges = self._ranges
-        if not ranges:
+        if not ranges and not hidden:
             return Chunk(offset, data, ts_ns, copy, ())
         end = offset + len(data)
         at = max(0, bisect_right(ranges, (offset, offset)) - 1)
         redacted: list[tuple[int, int]] = []
-        masked = bytearray(data)
         while at < len(ranges) and ranges[at][0] < end:
             low, high = max(ranges[at][0], offset) - offset, min(ranges[at][1], end) - offset
             if low < high:
-                masked[low:high] = b"*" * (high - low)
                 redacted.append((low, high))
             at += 1
+        if hidden:
+            redacted = merged([*redacted, *hidden])
+        masked = bytearray(data)
+        for low, high in redacted:
+            masked[low:high] = b"*" * (high - low)
         return Chunk(offset, bytes(masked) if redacted else data, ts_ns, copy, tuple(redacted))

@@ -7,6 +7,7 @@ the transport header.
 from appliance.model import Ending, Row
 from appliance.session import coverage
 from appliance.session.chunks import Chunk
+from appliance.session.memory import DATAGRAM_BYTES
 from appliance.session.pieces import Data
 from appliance.session.session import LINGER_NS, Birth, Session
 from appliance.wire.abi import Flow
@@ -14,6 +15,8 @@ from appliance.wire.abi import Flow
 
 class DatagramSession(Session):
     __slots__ = ("_missing", "_next_offset", "_recorded")
+
+    BYTES = DATAGRAM_BYTES
 
     def __init__(self, birth: Birth, max_text: int) -> None:
         super().__init__(birth, max_text)
@@ -47,17 +50,12 @@ class DatagramSession(Session):
         if not self.deadline:
             self.ending, self.deadline = ending, now + LINGER_NS
 
-    def icmp_error(self, side: int, kind: int, code: int, length: int, wall_ns: int, now: int, out: list[Row]) -> None:
-        """An ICMP error about a packet of this session. What it quotes may hold a credential and is not kept."""
-        self.last_ns, self.touched = max(self.last_ns, wall_ns), now
-        text = f"ICMP error type {kind} code {code}"
-        self.finding("icmp-error", side, 0, 0, wall_ns, text, out, {"type": kind, "code": code, "bytes": length})
-
     def forget(self) -> None:
         """Nothing is kept that silence makes useless."""
 
-    def unblock(self, out: list[Row]) -> None:
+    def unblock(self, out: list[Row]) -> bool:
         self.flush(out)
+        return False
 
     def _finish_streams(self, out: list[Row]) -> None:
         """Datagrams don't wait for each other."""

@@ -1,6 +1,6 @@
 """Segments that the receiver has probably dropped, until it says.
 
-Linux drops many segments that look like part of the stream (`Why`), without a word that could be told from other
+Linux drops many segments that look like part of the stream, without a word that could be told from other
 acknowledgements. Other receivers take some of them. So such a segment waits here, and the receiver decides: when it
 acknowledges bytes for which there are no others, it took these; when others came for their place, it did not.
 """
@@ -14,7 +14,7 @@ OVERHEAD = 128
 
 
 class Doubt(NamedTuple):
-    """`fin`: a FIN follows the bytes. `why`: see `STRAYS` in tcp.py."""
+    """`fin`: a FIN follows the bytes. `why`: see `STRAYS` and `REJECTS` in tcp.py."""
 
     start: int
     data: bytes

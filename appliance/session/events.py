@@ -6,7 +6,7 @@ import msgspec
 
 from appliance.journal import Damage, Frame, FrameKind
 from appliance.model import EventRow
-from appliance.session.identifiers import CLOCK_STEPPED, FRAGMENTS_LOST, MEMORY, REBOOTED, RING_LOST, frame_position
+from appliance.session.identifiers import CLOCK_STEPPED, FRAGMENTS_LOST, REBOOTED, RING_LOST, frame_position
 from appliance.session.memory import Relief
 from appliance.wire.abi import Flow, Reason, Record, Side, unpack_address
 
@@ -87,17 +87,18 @@ def clock_stepped(stream: str, frame: Frame, step_ns: int, unix_ns: int) -> Even
 def memory_short(stream: str, position: int, ts_ns: int, relief: Relief, limit: int) -> EventRow:
     """The sessions' state had grown past its bound."""
     text = f"the state of open sessions was {relief.before} bytes, more than {limit}; some of it was given up"
-    return EventRow(stream, position + MEMORY, ts_ns, "memory-short", "", text, relief.attrs(limit))
+    return EventRow(stream, position, ts_ns, "memory-short", "", text, relief.attrs(limit))
 
 
-def journal_gap(stream: str, damage: Damage, ts_ns: int) -> EventRow:
-    """Frames of the journal that can't be read. Its position lies just before them."""
+def journal_gap(stream: str, damage: Damage, ts_ns: int, position: int | None = None) -> EventRow:
+    """Frames of the journal that can't be read. Without another position it lies just before them."""
     count = "an unknown number of" if damage.frames is None else str(damage.frames)
     text = f"{count} frames of the journal from {damage.first_frame} on can't be read: {damage.reason}"
     attrs: dict[str, Any] = {"first_frame": damage.first_frame, "frames": damage.frames, "reason": damage.reason}
     if damage.segment:
         attrs |= {"segment": damage.segment, "start": damage.start, "end": damage.end}
-    position = max(0, frame_position(damage.first_frame) - 1)
+    if position is None:
+        position = max(0, frame_position(damage.first_frame) - 1)
     return EventRow(stream, position, ts_ns, "journal-gap", "", text, attrs)
 
 

@@ -5,13 +5,15 @@ from uuid import UUID
 
 from appliance.wire.records import OFFSET_BITS
 
-# Records begin at multiples of 8 in their span, so the lowest bits of a position are free for events without a record.
+# Records begin at multiples of 8 in their span, and are longer, so the places behind one's are free for other events.
 RING_LOST = 1
 STATE_LOST = 2
 CLOCK_STEPPED = 3
 FRAGMENTS_LOST = 4
 REBOOTED = 5
-MEMORY = -2  # before the record: behind all that is said of the one before it
+MEMORY_BEFORE = -2  # behind all that is said of the record before this one
+MEMORY = 6
+UNREADABLE = 7  # what follows this record
 
 
 def session_id(stream: bytes, position: int, started_ns: int) -> UUID:

@@ -4,6 +4,8 @@ import struct
 from typing import NamedTuple
 
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
+WELL_KNOWN = 1024  # the first port that is not
+_HANDED_OUT = range(32768, 61000)  # ip_local_port_range(7)
 # IPv6 extension headers with (next header, length in 8-byte units - 1): RFC 8200 §4, RFC 7045; AH counts in 4 bytes.
 _OPTIONS = frozenset({0, 43, 60, 135, 139, 140})
 _AUTHENTICATION = 51
@@ -150,3 +152,13 @@ def transport(protocol: int, segment: bytes | memoryview) -> Transport | None:
         source, destination = struct.unpack_from(">HH", segment)
         return Transport(source, destination, 0, 0, 0, 0, 8)
     return Transport(0, 0, 0, 0, 0, 0, 0)
+
+
+def is_server(port: int, other: int) -> bool:
+    """Which end of a connection is the server where nobody saw it begin: a guess, by the ports.
+
+    Clients have ports of the range that systems hand out, services others, most of them low.
+    """
+    if min(port, other) < WELL_KNOWN or (port in _HANDED_OUT) == (other in _HANDED_OUT):
+        return port < other
+    return other in _HANDED_OUT

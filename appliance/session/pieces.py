@@ -34,12 +34,15 @@ class Late(NamedTuple):
 
 
 class Stray(NamedTuple):
-    """Bytes without a place in the stream. `start` may be negative: before the first byte."""
+    """Bytes without a place in the stream. `start` may be negative: before the first byte.
+
+    `why`: out-of-window, beyond-fin, before-start, after-reset, or a reason for which receivers drop a segment.
+    """
 
     start: int
     data: bytes
     ts_ns: int
-    why: str  # out-of-window, beyond-fin, before-start
+    why: str
 
 
 class Note(NamedTuple):

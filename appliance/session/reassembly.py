@@ -1,7 +1,6 @@
 """One direction of one TCP connection: segments in, the byte stream out (RFC 9293; windows: RFC 7323).
 
-Offsets are 64 bits wide and count from the byte after the SYN; 32-bit sequence numbers are unwrapped to the offset that
-is nearest to what was delivered last (serial number arithmetic, RFC 1982), so streams of any length work.
+A stream is made of layers, each in its file: what was delivered, its receiver, what is in doubt, and here what waits.
 
 In: `syn`, `segment`, `doubt`, `stop` (a reset), `acknowledge` (what the *other* side says of these bytes), `finish`.
 Out: pieces. The stream is what a Linux receiver reads, as tests/session/hostile compares it with the running kernel.
@@ -26,10 +25,11 @@ Out: pieces. The stream is what a Linux receiver reads, as tests/session/hostile
 
 from bisect import insort
 
-from appliance.session.delivered import Delivered
-from appliance.session.doubts import Doubt, Doubts
+from appliance.session.doubted import Doubted
+from appliance.session.doubts import Doubt
+from appliance.session.memory import PIECE_BYTES
 from appliance.session.pieces import Note, Piece, Stray
-from appliance.session.segments import Segments
+from appliance.session.receiver import MASK
 
 OVERHEAD = 128  # bytes that a waiting segment costs beside its content; it counts against the buffer
 MAX_SEGMENTS = 1 << 15  # that wait behind holes, per direction
@@ -39,58 +39,24 @@ HOLE_NS = 50_000_000
 MAX_SHIFT = 1 << 20  # how far a midstream start may still move back
 MAX_FINS = 16  # different ones that wait behind holes
 AT_ONCE = frozenset({"syn-data", "beyond-fin", "after-reset"})  # doubts that no wrong order of a capture brings about
-MASK = 0xFFFFFFFF
-HALF = 1 << 31
 _NEVER = -1
 _FAR = 1 << 80  # beyond every offset
 
 
-class Stream(Delivered):
+class Stream(Doubted):
     """State of one direction. Counters are bytes of this direction."""
 
     __slots__ = (
-        "_armed",
-        "_doubts",
-        "_fins",
-        "_held_until",
-        "_hole_since",
-        "_max_buffer",
-        "_pending",
-        "_snapped",
-        "_stopped",
-        "_strict",
-        "acked",
-        "edge",
-        "fin",
-        "keepalives",
-        "origin",
-        "revived",
-        "selective",
-        "sent",
-        "started",
-        "synchronised",
-        "widest",
+        *("_armed", "_fins", "_held_until", "_hole_since", "_max_buffer", "_snapped"),
+        *("keepalives", "started"),
     )
 
     def __init__(self, max_buffer: int, strict: bool = False) -> None:
-        super().__init__()
-        self.origin: int | None = None  # sequence number of offset 0
-        self.synchronised = False  # its SYN was seen
+        super().__init__(strict)
         self.started = False  # a segment of its own was seen, not only acknowledgements of it
-        self.acked = 0  # highest acknowledged offset; one more than `fin` when that is acknowledged
-        self.edge: int | None = None  # right edge of the receiver's window, None while unknown
-        self.sent = 0  # the same without asking whether it may, with FINs; `top` may be ahead of it
-        self.widest = 0  # the largest window that the receiver offered
-        self.fin: int | None = None  # offset at which the stream ended
-        self.selective = False  # both sides agreed on SACK
-        self.revived = False  # the receiver took bytes behind a reset
         self.keepalives = 0
         self._max_buffer = max_buffer
-        self._strict = strict
-        self._pending = Segments()
-        self._doubts = Doubts()
         self._fins: list[tuple[int, int]] = []  # offsets of FINs that wait, and where their segments began
-        self._stopped: int | None = None  # offset of its sender's reset
         self._snapped: list[tuple[int, int]] = []
         self._hole_since = 0  # the receiver acknowledged past the hole since then
         self._armed = False  # midstream: the start is not final
@@ -102,6 +68,12 @@ class Stream(Delivered):
         return self._pending.size + len(self._history) + self._doubts.size
 
     @property
+    def weight(self) -> int:
+        """Memory in use, about, beyond that of an empty one."""
+        pieces = len(self._pending) + len(self._gaps) + len(self._snapped) + len(self._fins)
+        return self.held_bytes + PIECE_BYTES * pieces
+
+    @property
     def holding(self) -> bool:
         """Midstream: segments came, but the start may still move; `begin` ends that."""
         return self._held_until > 0
@@ -110,11 +82,6 @@ class Stream(Delivered):
     def waiting(self) -> bool:
         """Whether the passing of recorded time alone may change something."""
         return self.holding or self._hole_since > 0
-
-    @property
-    def closed(self) -> bool:
-        """The receiver acknowledged the FIN."""
-        return self.fin is not None and self.acked > self.fin
 
     @property
     def calm(self) -> bool:
@@ -135,33 +102,6 @@ class Stream(Delivered):
             return False
         edge = self.edge
         return edge is None or not self._strict or self.next + length <= edge
-
-    @property
-    def stopped(self) -> bool:
-        """A reset ended it."""
-        return self._stopped is not None
-
-    def misplaced(self, ack: int, by: int) -> str:
-        """What is wrong with an acknowledgement of these bytes, "" if nothing is or nobody knows. `by`: 1 the server.
-
-        The sender of these bytes drops segments that acknowledge more than it sent, or much less than was acknowledged
-        before (RFC 5961 §5.2; Linux: less by the largest window that it was offered, or before its first byte).
-        """
-        if not self._strict or not self.synchronised:
-            return ""
-        acked = self.next + self.distance(ack)
-        if acked > self.top and acked > self.sent:
-            return "unsent-acknowledged"
-        if acked < self.acked and acked < self.acked - min(self.widest, self.acked + by):
-            return "old-acknowledgement"
-        return ""
-
-    def distance(self, seq: int) -> int:
-        """How far a sequence number is from the next expected byte; 0 while nothing is known."""
-        if self.origin is None:
-            return 0
-        delta = (seq - self.origin - self.next) & MASK
-        return delta - (1 << 32) if delta >= HALF else delta
 
     def may_follow(self, seq: int) -> bool:
         """Whether the bytes known so far may be those behind a SYN with this sequence number that comes only now."""
@@ -209,36 +149,6 @@ class Stream(Delivered):
         if length or missing or fin:
             self._place(self.next + delta, data, missing, fin, ts_ns, out)
         self._drain(ts_ns, out)
-
-    def doubt(self, seq: int, data: bytes, fin: bool, ts_ns: int, why: str, out: list[Piece]) -> None:
-        """A segment that the receiver has probably dropped."""
-        if data or fin:
-            self._doubt(Doubt(self.next + self.distance(seq), data, fin, ts_ns, why), out)
-
-    def stop(self, seq: int) -> None:
-        """A reset with this sequence number, which `covers` has called possible: nothing behind it is taken."""
-        offset = self.next + self.distance(seq)
-        if self._strict:
-            self._stopped = min(offset, self.next + (self.fin is not None))
-        else:
-            self._stopped = max(offset, self.top)
-
-    def covers(self, seq: int) -> bool:
-        """Whether a RST with this sequence number may be real (RFC 5961 §3.2).
-
-        In the receiver's window; where the stream is strict, as Linux asks for: at what the receiver expects next,
-        which lies between what it acknowledged and what it was sent, or at the end of what it holds out of order.
-        """
-        if self.origin is None:
-            return True
-        offset = self.next + self.distance(seq)
-        low = min(self.acked, self.next)
-        if self._strict and self.synchronised:
-            if self.selective and self._pending.size and offset == self._pending.end:
-                return True
-            return low <= offset <= max(self.acked, self.next + (self.fin is not None))
-        high = max(self.top, self.edge if self.edge is not None else self.top + (1 << 30))
-        return low - 1 <= offset <= high + 1
 
     # -- what its receiver says ------------------------------------------------------------------------------------
 
@@ -305,8 +215,9 @@ class Stream(Delivered):
             self._gap(last, ts_ns, "acknowledged", out)
         for doubt in self._doubts.settled(_FAR):
             self._reject(doubt, out)
-        self._history.clear()
-        self._history_start = self.next
+        self.forget()
+        self._gaps = []
+        self._snapped = []
 
     def unblock(self, ts_ns: int, out: list[Piece]) -> None:
         """Memory is short: as if the buffer was full."""
@@ -409,66 +320,7 @@ class Stream(Delivered):
             self._doubt(Doubt(start, data, False, when, "beyond-fin"), out)
         self._hole_since = 0
 
-    # -- what the receiver has probably not taken ------------------------------------------------------------------
-
-    def _doubt(self, doubt: Doubt, out: list[Piece]) -> None:
-        self.sent = max(self.sent, doubt.end + doubt.fin)
-        if doubt.end + doubt.fin <= self.next:
-            self._reject(doubt, out)
-            return
-        for former in self._doubts.add(doubt):
-            self._reject(former, out)
-
-    def _judge(self, reasons: frozenset[str] | None, ts_ns: int, out: list[Piece]) -> None:
-        """The receiver acknowledged more: take what must have been meant, let go of what was not."""
-        if self.acked > self.next + (self.fin is not None):
-            limit = min(self.acked, self._waiting_at()) if self._pending.size else self.acked
-            self._take_doubts(limit, reasons, ts_ns, out)
-        for doubt in self._doubts.settled(min(self.acked, self.next + (self.fin is not None))):
-            self._reject(doubt, out)
-
-    def _take_doubts(self, limit: int, reasons: frozenset[str] | None, ts_ns: int, out: list[Piece]) -> bool:
-        """Deliver bytes in doubt from `next` up to `limit`. Whether there were any."""
-        taken = False
-        while self.next < limit and (doubt := self._doubts.covering(self.next, reasons)) is not None:
-            self._doubts.remove(doubt)
-            taken = True
-            if self.fin is not None:
-                out.append(Note("fin-ignored", self.fin, self.fin, ts_ns))
-                self.fin = None
-            stop = min(doubt.end, limit)
-            if stop > self.next:
-                self._deliver(doubt.data[self.next - doubt.start : stop - doubt.start], doubt.ts_ns, out)
-            if doubt.end > stop:
-                self._doubt(doubt._replace(start=stop, data=doubt.data[stop - doubt.start :]), out)
-            elif doubt.fin and self.acked > self.next:
-                self._close(self.next, ts_ns, out)
-                break
-        return taken
-
-    def _reject(self, doubt: Doubt, out: list[Piece]) -> None:
-        """It has no place in the stream. Nothing needs to be said of a mere repetition."""
-        low = doubt.start - self._history_start
-        if doubt.data and low >= 0 and self._history[low : low + len(doubt.data)] == doubt.data:
-            self.retransmitted += len(doubt.data)
-        elif doubt.data:
-            out.append(Stray(doubt.start, doubt.data, doubt.ts_ns, doubt.why))
-        elif doubt.end != self.fin:
-            out.append(Note("fin-ignored", max(0, doubt.end), max(0, doubt.end), doubt.ts_ns))
-
-    def _revive(self, ts_ns: int, out: list[Piece]) -> None:
-        """The receiver acknowledged bytes behind a reset: it did not take that."""
-        self._stopped = None
-        self.revived = True
-        for doubt in self._doubts.of("after-reset"):
-            self._place(doubt.start, doubt.data, 0, doubt.fin, doubt.ts_ns, out)
-        self._drain(ts_ns, out)
-
     # -- bytes -----------------------------------------------------------------------------------------------------
-
-    def _acceptable(self, end: int) -> bool:
-        """Whether the receiver may have taken bytes up to this offset."""
-        return self.edge is None or end <= max(self.edge, self.acked) + 1  # one more: a window probe
 
     def _drain(self, ts_ns: int, out: list[Piece]) -> None:
         """Deliver what is next, and decide on the hole before what waits."""

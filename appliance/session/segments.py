@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 CROWD = 256  # pieces above which one takes up what continues it (and its time is lost), while it is shorter than JOIN
 JOIN = 4096
-Piece = tuple[int, bytes, int, int]  # offset, bytes, time, start of its segment
+Part = tuple[int, bytes, int, int]  # offset, bytes, time, start of its segment
 
 
 class Conflict(NamedTuple):
@@ -149,7 +149,7 @@ class Segments:
         self._owners[at:last] = [piece[3] for piece in pieces]
         return conflicts
 
-    def _merged(self, at: int, last: int, new: Piece, reach: int, conflicts: list[Conflict]) -> list[Piece]:
+    def _merged(self, at: int, last: int, new: Part, reach: int, conflicts: list[Conflict]) -> list[Part]:
         """The pieces [at, last), all of which overlap `new`, and `new`, as they are from now on."""
         start, data, ts_ns, owner = new
         end = start + len(data)
@@ -157,7 +157,7 @@ class Segments:
         for index in range(at, last):
             if self._owners[index] == owner and self._end(index) >= reach:
                 tie = True
-        out: list[Piece] = []
+        out: list[Part] = []
         done = start  # up to here `new` is placed
         won = start  # from here up to `done` it won and is not in `out` yet
         for index in range(at, last):

@@ -6,11 +6,11 @@ Every row goes to the list that the caller passes in, in order; each table's `se
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from appliance.dissect import Output
-from appliance.dissect.conversation import Conversation
+from appliance.dissect.conversation import Conversation, Handover
 from appliance.model import (
     ChunkRow,
     Direction,
@@ -25,7 +25,6 @@ from appliance.model import (
 )
 from appliance.session import coverage
 from appliance.session.chunks import Chunk, Outlet
-from appliance.session.memory import SESSION_BYTES
 from appliance.session.pieces import Data
 from appliance.wire.abi import Flow, FlowEnd, SideState
 
@@ -33,7 +32,7 @@ REFRESH_NS = 60_000_000_000  # between two revisions of a long session
 MAX_FINDINGS = 1000  # rows of one kind in one session; more are only counted
 LINGER_NS = 2_000_000_000  # recorded time after its end for which packets still belong to a session
 DIRECTIONS = (Direction.CLIENT, Direction.SERVER)
-ENDINGS = {
+ENDINGS: dict[int, Ending] = {
     FlowEnd.FIN: Ending.FIN,
     FlowEnd.RST: Ending.RST,
     FlowEnd.IDLE: Ending.IDLE,
@@ -60,10 +59,17 @@ class Birth:
 
 
 class Session(ABC):
-    """Base of `TcpSession` and `DatagramSession`, which turn packets into `_data`, `_lost` and findings."""
+    """Base of `TcpSession` and `DatagramSession`, which turn packets into `_data`, `_lost` and findings.
+
+    `BYTES` is what one takes in memory of which nothing waits.
+    """
+
+    BYTES: ClassVar[int]
 
     __slots__ = (
+        "_counted",
         "_dropped",
+        "_former",
         "_found",
         "_news",
         "_seqs",
@@ -93,7 +99,7 @@ class Session(ABC):
         self.flow = birth.flow
         stream = birth.transport == "tcp"
         self.conversation = Conversation(birth.transport, max_text=max_text)
-        self.outlets = (Outlet(join=stream), Outlet(join=stream))
+        self.outlets: tuple[Outlet, ...] = (Outlet(join=stream), Outlet(join=stream))  # none of a closed session
         self.packets = [0, 0]
         self.carried = [0, 0]
         self.messages = 0
@@ -103,10 +109,12 @@ class Session(ABC):
         self.closed = False
         self.damaged = False  # the journal or the ring lost something while it was open
         self.kernel: tuple[coverage.Kernel, coverage.Kernel] | None = None
+        self._counted = 0  # start of the flow whose counters were added last
+        self._former: tuple[coverage.Kernel, coverage.Kernel] | None = None  # those before it
         self.last_ns = birth.started_ns
         self.ahead = 0  # ns by which its clock is before the wall clock, which was set back while it was open
-        self.serial = 0  # the assembler's name for it, and marks of the queues that it stands in
-        self.queued = 0
+        self.serial = 0  # its number among all sessions
+        self.queued = 0  # the deadline with which it stands in the queue of ended sessions
         self.touched = 0  # recorded time of the last packet
         self.reported_ns = birth.started_ns
         self._seqs = [0, 0, 0, 0]  # session, message, chunk, finding
@@ -124,7 +132,8 @@ class Session(ABC):
     @property
     def weight(self) -> int:
         """Bytes in memory, about."""
-        return SESSION_BYTES + self.held_bytes + self.conversation.held
+        held = sum(outlet.weight for outlet in self.outlets)
+        return self.BYTES + held + self.conversation.held
 
     def shed(self, out: list[Row]) -> None:
         """Memory is short: what the dissector keeps for text and context is given up."""
@@ -134,8 +143,8 @@ class Session(ABC):
         self._settle_both(out)
 
     @abstractmethod
-    def unblock(self, out: list[Row]) -> None:
-        """Memory is short: nothing waits for holes to fill, or for more to come."""
+    def unblock(self, out: list[Row]) -> bool:
+        """Memory is short: nothing waits for holes to fill, or for more to come. Whether a hole became a gap."""
 
     def open(self, out: list[Row]) -> None:
         self.revise(out)
@@ -147,6 +156,12 @@ class Session(ABC):
             self.revise(out)
         return False
 
+    def icmp_error(self, side: int, kind: int, code: int, length: int, wall_ns: int, now: int, out: list[Row]) -> None:
+        """An ICMP error about a packet of this session. What it quotes may hold a credential and is not kept."""
+        self.last_ns, self.touched = max(self.last_ns, wall_ns), now
+        text = f"ICMP error type {kind} code {code}"
+        self.finding("icmp-error", side, 0, 0, wall_ns, text, out, {"type": kind, "code": code, "bytes": length})
+
     def flush(self, out: list[Row]) -> None:
         """End the chunks in the making."""
         chunks: list[Chunk] = []
@@ -155,24 +170,34 @@ class Session(ABC):
             self._chunks(side, chunks, out)
 
     def flow_end(self, flow: Flow) -> None:
-        """Add the kernel's counters; a flow that was picked up again has several such records."""
-        past = self.kernel or (coverage.Kernel(0, 0, 0, 0), coverage.Kernel(0, 0, 0, 0))
+        """Add the kernel's counters. A flow that was picked up again, with another start, has several such records.
+
+        Of one start there may be several too, each in place of the one before: the counters only rise, and two
+        processors that see the last packets, or a wire process that was killed between writing and forgetting, tell of
+        an end twice.
+        """
+        if flow.start != self._counted:
+            self._counted, self._former = flow.start, self.kernel
+        past = self._former or (coverage.Kernel(0, 0, 0, 0), coverage.Kernel(0, 0, 0, 0))
         self.kernel = (_add(past[0], flow.client), _add(past[1], flow.server))
 
-    def finish(self, ending: Ending, out: list[Row]) -> None:
-        """Close for good: everything that waits comes out, and the last revision."""
+    def finish(self, ending: Ending, out: list[Row]) -> Handover | None:
+        """Close for good: everything that waits comes out, and the last revision. What a session after it must know."""
         self._finish_streams(out)
+        handover = self.conversation.handover()
         for direction in DIRECTIONS:
             self._emit(self.conversation.close(direction, self.last_ns), out)
         chunks: list[Chunk] = []
         for side, outlet in enumerate(self.outlets):
             outlet.finish(chunks)
             self._chunks(side, chunks, out)
+        self.outlets = ()
         self.ending = ending
         self.closed = True
         self.protocol = self.conversation.protocol
         self.conversation.retire()
         self.revise(out)
+        return handover
 
     def revise(self, out: list[Row]) -> None:
         """Emit the state as it is now."""

@@ -5,17 +5,28 @@ kernel's counters still find it.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from appliance import config
+from appliance.dissect.conversation import Handover
 from appliance.model import Ending, Row
 from appliance.session.datagrams import DatagramSession
-from appliance.session.memory import SESSION_BYTES, SHEDDABLE, Relief, Weights
+from appliance.session.memory import (
+    DATAGRAM_BYTES,
+    QUIET_NS,
+    SHEDDABLE,
+    STREAM_BYTES,
+    STUB_BYTES,
+    Relief,
+    Weights,
+)
 from appliance.session.tcp import ACK, FORGET_NS, SYN, Segment, TcpSession
 from appliance.wire.abi import Record
 
 STUB_NS = 10_000_000_000  # longer than the kernel keeps ended flows
 MAX_STUBS = 8192
+MAX_UNHEARD = 65536  # numbers of flows whose counters the kernel still has to tell when no stub is left for them
+MAX_LEFT = 4096  # interrupted streams of which is known how to read on
 
 Key = tuple[bytes, bytes, int, int, int]  # source, destination, their ports, protocol
 AnySession = TcpSession | DatagramSession
@@ -64,6 +75,8 @@ class Sessions:
         self._silent: deque[tuple[int, int]] = deque()  # serials to be asked to forget, and when
         self._stubs: deque[tuple[int, AnySession]] = deque()
         self._waiting: dict[tuple[int, Key], AnySession] = {}  # stubs without the kernel's counters
+        self._unheard: OrderedDict[int, None] = OrderedDict()  # flows of such stubs as were dropped
+        self._left: OrderedDict[Key, Handover] = OrderedDict()  # of interrupted streams, by the client's key
         self._weights = Weights(settings.max_memory)
 
         self.use(settings)
@@ -79,6 +92,11 @@ class Sessions:
     def weight(self) -> int:
         """Bytes of all sessions' state, about, when last looked at."""
         return self._weights.total
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for the memory of one more."""
+        return self._weights.total + STREAM_BYTES > self._weights.limit
 
     def __len__(self) -> int:
         return len(self._streams) + len(self._datagrams)
@@ -102,11 +120,15 @@ class Sessions:
             return session.previous
         return self._waiting.pop((flow, key), None)
 
+    def knew(self, flow: int) -> bool:
+        """Whether the session of a flow was dropped before the kernel's counters came. Asked once."""
+        return self._unheard.pop(flow, flow) is None
+
     def begin(self, session: AnySession, key: Key, side: int, now: int, out: list[Row]) -> None:
         """Open a session; `key` and `side` are those of the packet that begins it."""
         former = self._flows.get(key)
         while len(self) >= self._max:
-            self._evict(now, out)
+            self._make_place(now, out)
         if isinstance(session, TcpSession) and former is not None and not former[0].closed:
             assert isinstance(former[0], TcpSession)  # the protocol is part of the key
             self._displace(former[0], session, now, out)
@@ -119,10 +141,11 @@ class Sessions:
         self._keys[session.serial] = turned if side else key
         if isinstance(session, TcpSession):
             self._streams[session.serial] = session
+            self._succeed(session)
         else:
             self._datagrams[session.serial] = session
         self._silent.append((now + FORGET_NS, session.serial))
-        self._weights.put(session.serial, SESSION_BYTES)
+        self._weights.put(session.serial, session.weight)
         session.open(out)
 
     def touched(self, session: AnySession) -> None:
@@ -139,51 +162,94 @@ class Sessions:
                 self._ended.append((session.deadline, serial))
 
     def relieve(self, now: int, out: list[Row]) -> Relief | None:
-        """Look how much memory the sessions that had packets take now, and give some up if it is too much."""
+        """Look how much memory the sessions that had packets take now, and give some up if it is too much.
+
+        The steps and their order: `memory.py`.
+        """
         weights = self._weights
         for serial, session in self._active.items():
-            if not session.closed:
-                weights.put(serial, session.weight)
+            weights.put(serial, session.weight)
         if not weights.over:
             return None
         done = Relief(before=weights.total)
-        for stream in list(self._streams.values()):
-            if weights.total <= weights.wanted:
-                break
-            stream.forget()
-            done.forgotten += self._lighter(stream)
-        if weights.total > weights.wanted:
-            heavy = [found for serial in weights.heaviest() if (found := self._open(serial)) is not None]
-            self._give_up(heavy, done, now, out)
+        while not weights.enough and self._close_lingering(now, out):
+            done.closed += 1
+        while not weights.enough and self._close_quiet(now, out):
+            done.closed += 1
+        while not weights.enough and self._stubs:
+            self._unlink(self._stubs.popleft()[1])
+            done.dropped += 1
+        self._lighten(now - QUIET_NS, done, out)
+        while not weights.enough and self._mostly_bare and (stream := self._quiet(self._streams, now)) is not None:
+            self._give_up(stream, done, now, out)
+        self._lighten(now, done, out)
+        self._evict(done, now, out)
         done.after = weights.total
         return done
 
-    def _give_up(self, heavy: list[AnySession], done: Relief, now: int, out: list[Row]) -> None:
-        weights = self._weights
-        for session in heavy:
-            if weights.total <= weights.wanted or session.conversation.held < SHEDDABLE:
-                continue
-            session.shed(out)
-            done.shed += self._lighter(session)
-        for session in heavy:
-            if weights.total <= weights.wanted or not session.held_bytes:
-                continue
-            session.unblock(out)
-            if session.conversation.held >= SHEDDABLE:
-                session.shed(out)
-            done.unblocked += self._lighter(session)
-        for session in heavy:
-            if weights.total <= weights.wanted:
-                break
-            text = f"the state of all sessions was more than {weights.limit} bytes; one of the heaviest was given up"
-            self._interrupt(session, text, now, out)
-            done.evicted += 1
+    def _close_lingering(self, now: int, out: list[Row]) -> bool:
+        """Close the session that ended first, if there is one: late packets would make a new one."""
+        while self._ended:
+            deadline, serial = self._ended.popleft()
+            session = self._open(serial)
+            if session is not None and session.deadline == deadline:
+                self._close(session, session.ending, now, out)
+                return True
+        return False
 
-    def _lighter(self, session: AnySession) -> bool:
-        """Weigh it again; whether it is lighter."""
-        before = self._weights.of(session.serial)
-        self._weights.put(session.serial, session.weight)
-        return self._weights.of(session.serial) < before
+    def _close_quiet(self, now: int, out: list[Row]) -> bool:
+        """Close the datagram session that has been silent for longest, if it is quiet."""
+        session = self._quiet(self._datagrams, now)
+        if session is not None:
+            self._close(session, session.ending if session.deadline else Ending.IDLE, now, out)
+        return session is not None
+
+    @staticmethod
+    def _quiet(group: Mapping[int, AnySession], now: int) -> AnySession | None:
+        longest = next(iter(group.values()), None)
+        return longest if longest is not None and now - longest.touched >= QUIET_NS else None
+
+    @property
+    def _mostly_bare(self) -> bool:
+        """Whether more than half of the limit goes to sessions as such."""
+        bare = len(self._streams) * STREAM_BYTES + len(self._datagrams) * DATAGRAM_BYTES
+        return 2 * bare > self._weights.limit
+
+    def _lighten(self, until: int, done: Relief, out: list[Row]) -> None:
+        """Give up what sessions hold that had no packet after `until`, but not these themselves."""
+        weights = self._weights
+        for stream in self._streams.values():
+            if weights.enough or stream.touched > until:
+                break
+            stream.forget()
+            done.forgotten += weights.put(stream.serial, stream.weight)
+        if weights.enough:
+            return
+        known = (self._open(serial) for serial in weights.heaviest())
+        heavy = [session for session in known if session is not None and session.touched <= until]
+        for session in heavy:
+            if not weights.enough and session.conversation.held >= SHEDDABLE:
+                session.shed(out)
+                done.shed += weights.put(session.serial, session.weight)
+        for session in heavy:
+            if not weights.enough and session.held_bytes:
+                done.unblocked += session.unblock(out)
+                if session.conversation.held >= SHEDDABLE:
+                    session.shed(out)
+                weights.put(session.serial, session.weight)
+
+    def _evict(self, done: Relief, now: int, out: list[Row]) -> None:
+        weights = self._weights
+        heavy = iter(() if weights.enough else weights.heaviest())
+        while not weights.enough and len(self):
+            session = self._longest_silent() if self._mostly_bare else self._open(next(heavy))
+            if session is not None:
+                self._give_up(session, done, now, out)
+
+    def _give_up(self, session: AnySession, done: Relief, now: int, out: list[Row]) -> None:
+        text = f"the state of all sessions was more than {self._weights.limit} bytes, and this one's was given up"
+        self._interrupt(session, text, now, out)
+        done.evicted += 1
 
     def tick(self, now: int, wall_ns: int, out: list[Row]) -> None:
         """Recorded time passed: let chunks go, close what is over, give up memory."""
@@ -199,8 +265,8 @@ class Sessions:
             ended = self._open(serial)
             if ended is not None and ended.deadline == deadline:
                 self._close(ended, ended.ending, now, out)
-        groups: tuple[tuple[OrderedDict[int, AnySession], int], ...] = (
-            (self._streams, self._stream_idle),  # type: ignore[assignment]
+        groups: tuple[tuple[Mapping[int, AnySession], int], ...] = (
+            (self._streams, self._stream_idle),
             (self._datagrams, self._datagram_idle),
         )
         for group, idle in groups:
@@ -235,12 +301,16 @@ class Sessions:
             self._close(older, older.ending if older.deadline else Ending.IDLE, now, out)
         session.previous = former
 
-    def _evict(self, now: int, out: list[Row]) -> None:
+    def _longest_silent(self) -> AnySession:
         heads: list[AnySession] = [next(iter(self._streams.values()))] if self._streams else []
         heads += [next(iter(self._datagrams.values()))] if self._datagrams else []
-        session = min(heads, key=lambda one: (one.touched, one.serial))
-        text = f"more than {self._max} sessions were open; the longest silent one was given up"
-        self._interrupt(session, text, now, out)
+        return min(heads, key=lambda one: (one.touched, one.serial))
+
+    def _make_place(self, now: int, out: list[Row]) -> None:
+        """For one more, by number."""
+        if not self._close_lingering(now, out) and not self._close_quiet(now, out):
+            text = f"more than {self._max} sessions were open; the longest silent one was given up"
+            self._interrupt(self._longest_silent(), text, now, out)
 
     def _interrupt(self, session: AnySession, text: str, now: int, out: list[Row]) -> None:
         session.finding("evicted", None, 0, 0, session.last_ns, text, out)
@@ -250,27 +320,43 @@ class Sessions:
     def _close(self, session: AnySession, ending: Ending, now: int, out: list[Row]) -> None:
         if session.closed:
             return
-        session.finish(ending, out)
+        handover = session.finish(ending, out)
         serial = session.serial
-        self._weights.drop(serial)
+        if ending is Ending.INTERRUPTED and handover is not None:
+            self._left[self._keys[serial]] = handover
+            if len(self._left) > MAX_LEFT:
+                self._left.popitem(last=False)
+        self._weights.put(serial, STUB_BYTES)
         self._streams.pop(serial, None)
         self._datagrams.pop(serial, None)
         self._active.pop(serial, None)
-        session.forget()
         self._stubs.append((now + STUB_NS, session))
         if session.flow and session.kernel is None:
             self._waiting[session.flow, self._keys[serial]] = session
         if len(self._stubs) > MAX_STUBS:
             self._unlink(self._stubs.popleft()[1])
 
+    def _succeed(self, session: TcpSession) -> None:
+        """If it goes on with the packets of one that was interrupted, it is told how to read them."""
+        key = self._keys[session.serial]
+        left = self._left.pop(key, None)
+        if left is not None:
+            session.conversation.succeed(left)
+        elif (left := self._left.pop((key[1], key[0], key[3], key[2], key[4]), None)) is not None:
+            session.conversation.succeed(left.turned())
+
     def _unlink(self, session: AnySession) -> None:
         key = self._keys.pop(session.serial)
+        self._weights.drop(session.serial)
         for one in (key, (key[1], key[0], key[3], key[2], key[4])):
             found = self._flows.get(one)
             if found is not None and found[0] is session:
                 del self._flows[one]
         if self._waiting.get((session.flow, key)) is session:
             del self._waiting[session.flow, key]
+            self._unheard[session.flow] = None
+            if len(self._unheard) > MAX_UNHEARD:
+                self._unheard.popitem(last=False)
         if isinstance(session, TcpSession):
             session.previous = None
 

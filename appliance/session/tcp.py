@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from appliance.model import Ending, Row
 from appliance.session import coverage
-from appliance.session.chunks import Chunk
+from appliance.session.chunks import Chunk, merged
+from appliance.session.memory import STREAM_BYTES
 from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stray
 from appliance.session.reassembly import HOLD_NS, Stream
-from appliance.session.session import LINGER_NS, Birth, Session
+from appliance.session.session import DIRECTIONS, LINGER_NS, REFRESH_NS, Birth, Session
 from appliance.wire.abi import SIDE_F_SYN, Flow
 
 FIN, SYN, RST, ACK, URG = 1, 2, 4, 16, 32
@@ -68,9 +69,11 @@ class TcpSession(Session):
     """`previous`: an older connection between the same ports that packets may still belong to."""
 
     __slots__ = (
-        *("_both_scale", "_gaps", "_midstream", "_only_resets", "_scales", "_signed", "_stamps", "_untold"),
+        *("_both_scale", "_calm", "_gaps", "_midstream", "_only_resets", "_scales", "_signed", "_stamps", "_untold"),
         *("previous", "stamped", "streams", "summed"),
     )
+
+    BYTES = STREAM_BYTES
 
     def __init__(self, birth: Birth, max_text: int, max_buffer: int) -> None:
         super().__init__(birth, max_text)
@@ -87,10 +90,15 @@ class TcpSession(Session):
         self.summed = [False, False]  # a checksum was right
         self.stamped = False  # both SYNs had time stamps
         self._gaps: list[Gap | None] = [None, None]  # a finding that may still grow
+        self._calm = False  # known to be established with nothing that waits; what may change that clears it
 
     @property
     def held_bytes(self) -> int:
         return super().held_bytes + sum(stream.held_bytes for stream in self.streams)
+
+    @property
+    def weight(self) -> int:
+        return super().weight + self.streams[0].weight + self.streams[1].weight
 
     @property
     def answered(self) -> bool:
@@ -115,6 +123,7 @@ class TcpSession(Session):
 
     def packet(self, side: int, segment: Segment, wall_ns: int, now: int, out: list[Row]) -> None:
         """Take one segment. `wall_ns` is its time for people, `now` recorded time for time-outs."""
+        self._calm = False
         seq, ack, flags, window, payload, data = segment[:6]
         quiet = now - self.touched >= PAWS_NS
         self._count(side, payload, wall_ns, now)
@@ -136,6 +145,7 @@ class TcpSession(Session):
                 seq, payload, data, flags = (seq + 1) & 0xFFFFFFFF, 0, b"", flags & ~FIN
             elif not stream.synchronised and not self._midstream[side]:
                 self._midstream[side], self._untold[side] = True, wall_ns
+                self.conversation.unseen(DIRECTIONS[side])
             self._only_resets[side] = False
             if flags & ACK:
                 shift = self._scales[side] if self._both_scale and not flags & SYN else 0
@@ -168,21 +178,23 @@ class TcpSession(Session):
             return ""
         if not segment.flags & (SYN | ACK):
             return "no-acknowledgement"
-        if self.stamped and segment.stamp is not None and not self._newer(side, segment.seq, segment.stamp, quiet):
-            return "old-timestamp"
+        if self.stamped and segment.stamp is not None:
+            offset = stream.next + stream.distance(segment.seq)
+            if not self._newer(side, offset, segment.stamp, quiet):
+                return "old-timestamp"
         if segment.flags & ACK:
             if self.birth.flow and stream.synchronised and other.origin is None:
                 return "unsent-acknowledged"
-            return other.misplaced(segment.ack, side)
+            return other.misplaced(other.offset(segment.ack), side)
         return ""
 
-    def _newer(self, side: int, seq: int, stamp: int, quiet: bool = False) -> bool:
+    def _newer(self, side: int, offset: int, stamp: int, quiet: bool) -> bool:
         """Whether a time stamp passes (RFC 7323 §5; Linux lets one go that is older by one); if so it is remembered."""
         recent, stream = self._stamps[side], self.streams[side]
         age = 0 if not recent or quiet else (recent - stamp + 0x80000000 & 0xFFFFFFFF) - 0x80000000
         if age > 1:
             return False
-        if age <= 0 and stream.next + stream.distance(seq) <= stream.acked:
+        if age <= 0 and offset <= stream.acked:
             self._stamps[side] = stamp
         return True
 
@@ -202,38 +214,52 @@ class TcpSession(Session):
 
         False: it is not like that, and nothing has been done.
         """
+        if not self._calm and not self._calmed():
+            return False
         stream, other = self.streams[side], self.streams[1 - side]
+        acked = other.offset(ack)
         if (
-            self.deadline
-            or self.closed
-            or self.previous is not None
-            or not (stream.calm and other.calm and stream.fits(seq, len(data)))
-            or not (stream.synchronised or self._midstream[side])
-            or self._untold != [0, 0]
-            or other.misplaced(ack, side)
-            or (self.stamped and stamp is not None and not self._newer(side, seq, stamp, now - self.touched >= PAWS_NS))
+            not stream.fits(seq, len(data))
+            or other.misplaced(acked, side)
+            or (
+                stamp is not None
+                and self.stamped
+                and not self._newer(side, stream.next, stamp, now - self.touched >= PAWS_NS)
+            )
         ):
             return False
-        self._count(side, len(data), wall_ns, now)
+        self.packets[side] += 1
+        if wall_ns > self.last_ns:
+            self.last_ns = wall_ns
+        self.touched = now
         self._only_resets[side] = False
-        other.acknowledge(ack, window << (self._scales[side] if self._both_scale else 0), wall_ns, [])
         stream.started = True
+        other.heard(acked, window << (self._scales[side] if self._both_scale else 0))
         if data:
+            self.carried[side] += len(data)
             if self._gaps[side] is not None:
                 self._tell_gap(side, out)
             self._data(side, stream.take(data, wall_ns), out)
-            self._settle(side, out)
-        self._refresh(out)
+        if self.last_ns - self.reported_ns >= REFRESH_NS:
+            self.revise(out)
         return True
 
-    def icmp_error(self, side: int, kind: int, code: int, length: int, wall_ns: int, now: int, out: list[Row]) -> None:
-        """An ICMP error about a packet of this session. What it quotes may hold a credential and is not kept."""
-        self.last_ns, self.touched = max(self.last_ns, wall_ns), now
-        text = f"ICMP error type {kind} code {code}"
-        self.finding("icmp-error", side, 0, 0, wall_ns, text, out, {"type": kind, "code": code, "bytes": length})
+    def _calmed(self) -> bool:
+        """Whether nothing but the next segments are expected."""
+        client, server = self.streams
+        self._calm = (
+            not (self.deadline or self.closed or any(self._untold))
+            and self.previous is None
+            and client.calm
+            and server.calm
+            and (client.synchronised or self._midstream[0])
+            and (server.synchronised or self._midstream[1])
+        )
+        return self._calm
 
     def kernel_end(self, flow: Flow, ending: Ending, now: int) -> None:
         """The kernel's last word on the flow. It may be wrong on the end as well, so packets are still waited for."""
+        self._calm = False
         self.flow_end(flow)
         for side, state in enumerate((flow.client, flow.server)):
             if state.flags & SIDE_F_SYN:
@@ -258,14 +284,17 @@ class TcpSession(Session):
         super().idle_work(wall_ns, out)
         return waiting
 
-    def unblock(self, out: list[Row]) -> None:
+    def unblock(self, out: list[Row]) -> bool:
+        gaps = False
         for side, stream in enumerate(self.streams):
             pieces: list[Piece] = []
             stream.unblock(self.last_ns, pieces)
             if pieces:
                 self._put(side, pieces, self.last_ns, out)
+            gaps = gaps or any(isinstance(piece, Gap) for piece in pieces)
         self.forget()
         self.flush(out)
+        return gaps
 
     def forget(self) -> None:
         """A silent session needs less memory."""
@@ -284,6 +313,7 @@ class TcpSession(Session):
         if again and stream.next:
             return True  # nobody learns anything from a repetition
         self._midstream[side], self._untold[side] = False, 0
+        self.conversation.seen(DIRECTIONS[side])
         self._scales[side] = segment.scale or 0
         self._stamps[side], self._signed[side] = segment.stamp, segment.signed
         stream.selective = segment.selective
@@ -306,7 +336,7 @@ class TcpSession(Session):
         at = stream.next + stream.distance(segment.seq)
         possible = stream.covers(segment.seq)
         if stream.origin is None and other.synchronised:  # the answer to a SYN must say so
-            possible = bool(segment.flags & ACK) and not other.misplaced(segment.ack, side)
+            possible = bool(segment.flags & ACK) and not other.misplaced(other.offset(segment.ack), side)
         if fault or not possible:
             why = REJECTS[fault] if fault else "it is not at the place that its receiver expects"
             text = f"a reset that receivers ignore: {why}"
@@ -384,18 +414,21 @@ class TcpSession(Session):
                 self._gap(side, piece, out)
             elif isinstance(piece, Overlap):
                 end = piece.start + len(piece.data)
-                number = outlet.copy(piece.start, piece.data, piece.ts_ns, chunks)
+                hidden = self._hidden(side, piece.start, piece.data, piece.ts_ns, out, outlet.copies + 1)
+                number = outlet.copy(piece.start, piece.data, piece.ts_ns, chunks, hidden)
                 text = f"{len(piece.data)} bytes were sent with two contents; the stream has what receivers keep"
                 attrs = {"copy": number}
                 self.finding("overlap", side, piece.start, end, piece.ts_ns, text, out, attrs)
             elif isinstance(piece, Late):
                 end = piece.offset + len(piece.data)
-                outlet.late(piece.offset, piece.data, piece.ts_ns)
+                hidden = self._hidden(side, piece.offset, piece.data, piece.ts_ns, out)
+                outlet.late(piece.offset, piece.data, piece.ts_ns, hidden)
                 text = "bytes came after they had been given up; they are in the stream, but were not dissected"
                 self.finding("late", side, piece.offset, end, piece.ts_ns, text, out)
             elif isinstance(piece, Stray):
                 start = max(0, piece.start)
-                number = outlet.copy(start, piece.data, piece.ts_ns, chunks)
+                hidden = self._hidden(side, piece.start, piece.data, piece.ts_ns, out, outlet.copies + 1)
+                number = outlet.copy(piece.start, piece.data, piece.ts_ns, chunks, hidden)
                 strayed = {"copy": number, "offset": piece.start, "bytes": len(piece.data), "reason": piece.why}
                 end = start + len(piece.data)
                 if piece.why in STRAYS:
@@ -408,6 +441,20 @@ class TcpSession(Session):
         if chunks:
             self._chunks(side, chunks, out)
         self._settle(side, out)
+
+    def _hidden(
+        self, side: int, start: int, data: bytes, ts_ns: int, out: list[Row], copy: int = 0
+    ) -> list[tuple[int, int]]:
+        """Ranges of late bytes, or of a copy with this number, that are kept by length only."""
+        hidden = merged(self.conversation.aside(DIRECTIONS[side], start, data, late=not copy))
+        for low, high in hidden:
+            text = f"unread: {high - low} bytes are kept by length only"
+            if copy:  # it has no bytes of the stream
+                attrs = {"what": "unread", "copy": copy, "offset": start + low, "bytes": high - low}
+                self.finding("redacted", side, start, start, ts_ns, text, out, attrs)
+            else:
+                self.finding("redacted", side, start + low, start + high, ts_ns, text, out, {"what": "unread"})
+        return hidden
 
     def _gap(self, side: int, gap: Gap, out: list[Row]) -> None:
         """Neighbouring gaps (a capture that keeps headers only) become one finding."""
@@ -432,6 +479,7 @@ class TcpSession(Session):
         self.finding(note.kind, side, note.start, note.end, note.ts_ns, text, out)
 
     def _finish_streams(self, out: list[Row]) -> None:
+        self._calm = False
         pieces: tuple[list[Piece], list[Piece]] = ([], [])
         for side, stream in enumerate(self.streams):
             stream.finish(self.last_ns, pieces[side])

@@ -187,6 +187,18 @@ def test_http_tunnel_to_tls(client_hello: bytes) -> None:
     assert played.bytes_of(played.messages[2]) == client_hello[5:]
 
 
+def test_attrs_that_were_given_do_not_change_later(client_hello: bytes) -> None:
+    exchange = (C, GET), (S, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    for turns in (exchange * 2, ((C, client_hello), (C, client_hello), (S, client_hello))):
+        one = Conversation()
+        given_before: list[tuple[str, dict[str, Any]]] = []
+        for direction, data in turns:
+            one.receive(direction, data, 5)
+            given_before.append((repr(one.attrs), one.attrs))
+        assert all(repr(attrs) == was for was, attrs in given_before)
+        assert len({was for was, _ in given_before}) > 1
+
+
 def test_websocket_is_raw_for_now() -> None:
     turns: list[Turn] = [
         (C, b"GET /c HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x02hi"),
@@ -201,7 +213,8 @@ def test_websocket_is_raw_for_now() -> None:
 
 def test_gap_before_detection() -> None:
     played = play(Conversation, [(C, Gap(10)), (C, b"x\r\n\r\n" + GET), (S, OK)])
-    assert played.dissector.protocol == "raw"
+    assert played.kinds() == ["data", "request", "response"]
+    assert played.dissector.protocol == "http1"
     played = play(Conversation, [(S, Gap(5)), (C, GET), (S, OK)])
     assert played.kinds() == ["request", "response"]
     assert played.messages[1].start == 5

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from scapy.layers.dns import DNS, DNSQR, DNSRR, DNSRRMX, DNSRROPT, DNSRRSOA, DNSRRSRV, EDNS0TLV
 
 from appliance.dissect import Match
-from appliance.dissect.dns import MAX_QUERIES, MAX_TEXT, Dns, DnsTcp, parse
+from appliance.dissect.dns import MAX_QUERIES, MAX_TEXT, Dns, parse
+from appliance.dissect.dns_tcp import KEPT, DnsTcp
+from appliance.model import Message
 from tests.dissect.harness import C, Gap, S, Turn, assert_any_cut, assert_survives, assert_truncated, play
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "dns"
@@ -373,3 +375,22 @@ def test_vector(case: str) -> None:
     vector = json.loads((VECTORS / f"{case}.json").read_text("utf-8"))
     parsed = parse(bytes.fromhex(vector["message"]))
     assert (parsed.text, list(parsed.flags)) == (vector["text"], vector["flags"]), vector["why"]
+
+
+def test_a_message_in_progress_is_read_as_far_as_it_was_kept_when_memory_was_short() -> None:
+    head = struct.pack("!HHHHHH", 9, 0x8180, 1, 200, 0, 0) + b"\1a\0" + struct.pack("!HH", 1, 1)
+    record = struct.pack("!HHHIH", 0xC00C, 1, 1, 60, 4) + bytes([192, 0, 2, 1])
+    whole = head + record * 200
+    data, query = struct.pack("!H", len(whole)) + whole, bytes(DNS(id=9, qd=DNSQR(qname="a")))
+    dissector = DnsTcp()
+    out = dissector.receive(C, struct.pack("!H", len(query)) + query, 1)
+    out += dissector.receive(S, data[:2000], 2)
+    assert dissector.held > 2000
+    assert dissector.shed() == []
+    assert dissector.held < KEPT + 2000
+    out += dissector.receive(S, data[2000:], 3)
+    out += dissector.receive(S, data, 4)
+    _, cut, after = (one for one in out if isinstance(one, Message))
+    assert (cut.start, cut.end, cut.ts_ns, cut.end_ns) == (0, len(data), 2, 3)
+    assert (cut.flags, cut.reply_to, len(cut.attrs["answers"])) == (("truncated",), None, (KEPT - len(head)) // 16)
+    assert (after.start, after.flags, len(after.attrs["answers"])) == (len(data), (), 200)

@@ -3,12 +3,16 @@
 import base64
 import random
 import struct
+import time
 
 import pytest
 from scapy.layers.dns import DNS, DNSQR, DNSRR
 
-from appliance.dissect.dns import Dns, DnsTcp
-from appliance.dissect.dns_volume import MAX_NAMES, MAX_TYPES, entropy, label_sizes
+from appliance.dissect.dns import Dns
+from appliance.dissect.dns_tcp import DnsTcp
+from appliance.dissect.dns_volume import MAX_NAMES, MAX_TYPES, sizes_of
+from appliance.dissect.volume import entropy
+from appliance.model import Message
 from tests.dissect.harness import C, S, play
 
 
@@ -16,11 +20,10 @@ def query(name: str, kind: str | int = "A", number: int = 7) -> bytes:
     return bytes(DNS(id=number, rd=1, qd=DNSQR(qname=name, qtype=kind)))
 
 
-def test_label_sizes_are_those_on_the_wire() -> None:
-    assert label_sizes("example.org") == [7, 3]
-    assert label_sizes("a\\.b\\\\\\010.\\226\\152\\131") == [5, 3]
-    assert label_sizes(".") == []
-    assert label_sizes("") == []
+def test_sizes_are_those_on_the_wire() -> None:
+    asked = {(b"example", b"org"): 2, (b"a.b\\\n", b"\xe2\x98\x83"): 1, (): 5}
+    assert sizes_of(asked, 9, 4) == {"names": 28, "labels": 6, "longest_label": 7, "records": 9, "free": 4}
+    assert sizes_of({(): 1}, 0, 0) == {"names": 0, "labels": 0, "longest_label": 0, "records": 0, "free": 0}
 
 
 def test_entropy() -> None:
@@ -83,3 +86,24 @@ def test_what_is_kept_of_names_is_bounded() -> None:
 
 def test_a_session_without_messages_says_nothing() -> None:
     assert Dns().attrs == {}
+
+
+def test_a_name_is_not_read_again_for_each_pointer_to_it() -> None:
+    """Two thousand questions about one name: what its length costs is paid once."""
+
+    def cost(name: bytes) -> float:
+        asked = name + struct.pack("!HH", 1, 1) + struct.pack("!HHH", 0xC00C, 1, 1) * 2000
+        data = struct.pack("!HHHHHH", 7, 0x0100, 2001, 0, 0, 0) + asked
+        spent = []
+        for _ in range(5):
+            dissector = Dns()
+            began = time.process_time()
+            (message,) = dissector.receive(C, data, 1)
+            spent.append(time.process_time() - began)
+            assert isinstance(message, Message)
+            assert len(message.attrs["questions"]) == 2001
+            assert dissector.attrs["lookups"]["name_bytes"] == 2001 * sum(name[:1]) * (len(name) // (name[0] + 1))
+        return min(spent)
+
+    long = b"".join(bytes([4]) + b"%04d" % number for number in range(50)) + b"\0"
+    assert cost(long) < 4 * cost(b"\1a\0")

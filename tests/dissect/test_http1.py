@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.dissect import Match
-from appliance.dissect.http1 import MAX_CHUNK_LINE, MAX_HEAD, MAX_PIPELINE, Http1
+from appliance.dissect.http1 import MAX_CHUNK_LINE, MAX_PIPELINE, Http1
+from appliance.dissect.http_head import MAX_HEAD
 from appliance.dissect.http_message import MAX_BODY, MAX_CREDENTIAL_BODY
 from appliance.model import Direction, Message
 from tests.dissect.harness import C, Gap, Played, S, Turn, assert_any_cut, assert_survives, assert_truncated, play

@@ -400,6 +400,16 @@ def test_rows_that_were_not_announced() -> None:
     assert (batch.attrs["columns"], batch.attrs["rows"], batch.reply_to) == ([], [["stray", None]], None)
 
 
+def test_results_with_the_same_columns_are_told_apart_by_their_formats() -> None:
+    """What is remembered of a RowDescription is the same for all; the format that Bind asked for is not."""
+    described = columns("n", oid=23)
+    plain = behind((C, query("SELECT n")), (S, described + row(b"1234") + done("SELECT 1") + IDLE))
+    asked = parse("SELECT n") + bind(results=b"\1") + describe("P") + EXECUTE + SYNC
+    binary = behind((C, asked), (S, PARSED + BOUND + described + row(b"\0\0\0\7") + done("SELECT 1") + IDLE))
+    assert [of(one, "rows")[0].attrs["rows"] for one in (plain, binary)] == [[["1234"]], [["7"]]]
+    assert of(plain, "result")[0].attrs["columns"] == of(binary, "result")[0].attrs["columns"]
+
+
 def test_a_result_of_too_many_columns() -> None:
     played = behind((C, query("SELECT")), (S, columns(*["n"] * 2000)))
     assert only(played, "malformed").flags == ("truncated",)

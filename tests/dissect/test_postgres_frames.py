@@ -122,6 +122,33 @@ def test_times() -> None:
     assert times == [(10, 20), (20, 30), (30, 30)]
 
 
+@given(
+    st.lists(st.sampled_from([done("A"), row(b"1"), IDLE, SYNC, typed("T", bytes(40000)), typed("?"), b"D\0\0\0\1"])),
+    st.lists(st.integers(1, 50), min_size=1),
+    st.booleans(),
+)
+def test_read_is_feed_and_typed(messages: list[bytes], sizes: list[int], gap: bool) -> None:
+    short, long = half(), half()
+    data, ts_ns = b"".join(messages), 0
+    while data:
+        for size in sizes:
+            part, data, ts_ns = data[:size], data[size:], ts_ns + 1
+            long.feed(part, ts_ns)
+            assert short.read(part, ts_ns) == long.typed()
+            assert (short.settled(), short.received, short.rest()) == (long.settled(), long.received, long.rest())
+        if gap:
+            short.gap(7, ts_ns)
+            long.gap(7, ts_ns)
+        sizes = [40_000]
+    assert short.close(ts_ns) == long.close(ts_ns)
+
+
+def test_whole_messages_are_not_copied_to_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = half()
+    monkeypatch.setattr(one, "feed", None)
+    assert [frame.kind for frame in one.read(row(b"1") + done("SELECT 1") + IDLE, 5)] == [*b"DCZ"]
+
+
 def test_behind_a_gap_messages_come_as_soon_as_they_are_there() -> None:
     one = half()
     long = done("x" * 500)

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appliance.dissect import Match
-from appliance.dissect.raw import MAX_BURST, PAUSE_NS, Raw, RawDatagrams, printable
+from appliance.dissect.datagrams import RawDatagrams
+from appliance.dissect.raw import MAX_BURST, PAUSE_NS, Raw, printable
 from appliance.model import Message
 from tests.dissect.harness import START_NS, C, Gap, S, Turn, assert_any_cut, assert_survives, assert_truncated, play
 

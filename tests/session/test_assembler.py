@@ -4,9 +4,10 @@ import json
 import pickle
 import random
 import struct
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,7 +65,7 @@ def hello(peer: Peer, time: int = 0) -> list[bytes]:
 
 
 def flow_end(peer: Peer, end: int, client: SideState, server: SideState, time: int = 10 * MS) -> bytes:
-    flow = Flow(T0, T0 + time, peer.lease, 1, 1, end, 0, client, server, reported=1)
+    flow = Flow(peer.flow, T0 + time, peer.lease, 1, 1, end, 0, client, server, reported=1)
     value = flow.pack()
     head = record(
         kind=Kind.FLOW_END, length=len(value), time=T0 + time, flow=peer.flow, lease=peer.lease,
@@ -196,6 +197,36 @@ def test_counters_that_come_after_the_end_revise_the_session() -> None:
     assert "forwarded" in found.session.attrs["coverage"]
 
 
+@pytest.mark.parametrize("first", [4, 3], ids=["the very same", "a packet later"])
+def test_an_end_that_is_told_twice_counts_once(first: int) -> None:
+    """Two processors saw the last packets, or the wire process was killed before it forgot what it had told."""
+    server = SideState(packets=2, bytes=6, flags=SIDE_F_SYN)
+    ends = [
+        flow_end(W, FlowEnd.FIN, SideState(packets=packets, bytes=5, flags=SIDE_F_SYN), server)
+        for packets in (first, 4)
+    ]
+    frames = numbered(
+        opened(), clock(T0, T0), span(0, *hello(W), ends[0]), span(0, ends[1]), clock(T0 + 9 * SECOND, T0)
+    )
+    found = Recorded(feed(frames))
+    assert "flow-unknown" not in {event.kind for event in found.events}
+    assert found.session.coverage is Coverage.COMPLETE
+    assert found.session.attrs["coverage"]["forwarded"] == {"client": 5, "server": 6}
+
+
+def test_counters_of_a_flow_that_was_picked_up_again_are_added() -> None:
+    peer = replace(W, flow=T0 + 5)
+    server = SideState(packets=2, bytes=6, flags=SIDE_F_SYN)
+    first = flow_end(W, FlowEnd.IDLE, SideState(packets=4, bytes=5, flags=SIDE_F_SYN), server)
+    more = [peer.packet(0, PSH, 5, b" again", acked=6, time=11 * MS), *peer.goodbye(11, 6)]
+    second = flow_end(peer, FlowEnd.FIN, SideState(packets=3, bytes=6), SideState(packets=2))
+    frames = numbered(
+        opened(), clock(T0, T0), span(0, *hello(W), first, *more, second, second), clock(T0 + 9 * SECOND, T0)
+    )
+    found = Recorded(feed(frames))
+    assert found.session.attrs["coverage"]["forwarded"] == {"client": 11, "server": 6}
+
+
 def test_the_end_of_a_flow_that_nobody_saw_is_an_event() -> None:
     end = flow_end(W, FlowEnd.FIN, SideState(packets=9, bytes=5), SideState())
     found = Recorded(feed(numbered(opened(), span(0, end))))
@@ -295,6 +326,15 @@ def test_a_span_that_breaks_its_form_is_damage() -> None:
     assert [event.kind for event in found.events] == ["open", "journal-gap"]
 
 
+def test_what_cannot_be_read_of_a_span_comes_behind_what_could_be() -> None:
+    """A store that has the events up to a position must not take the later one for stored."""
+    refused = plain(record(kind=Kind.REFUSAL, reason=1, count=3), b"")
+    found = Recorded(feed(numbered(opened(), clock(0, 0), span(0, refused, refused, bytes(200)), clock(0, 0))))
+    assert [event.kind for event in found.events] == ["open", "refusal", "refusal", "journal-gap"]
+    positions = [event.position for event in found.events]
+    assert positions == sorted(set(positions))
+
+
 # -- bounds ----------------------------------------------------------------------------------------------------------
 
 
@@ -361,7 +401,7 @@ def anonymous(rows: list[Row]) -> list[dict[str, Any]]:
     names: dict[object, int] = {}
     out = []
     for row in rows:
-        values: dict[str, Any] = {field.name: getattr(row, field.name) for field in fields(row)}
+        values: dict[str, Any] = msgspec.structs.asdict(row)
         if "session_id" in values:
             values["session_id"] = names.setdefault(values["session_id"], len(names))
         values.pop("position", None)

@@ -21,7 +21,7 @@ def finish(outlet: Outlet) -> list[Chunk]:
 def test_neighbours_within_a_moment_become_one_chunk() -> None:
     outlet = Outlet()
     assert push(outlet, (0, b"abc", 5), (3, b"def", JOIN_NS)) == []
-    assert outlet.pending
+    assert outlet.held_bytes
     assert push(outlet, (6, b"g", JOIN_NS + 6)) == [Chunk(0, b"abcdef", 5, 0, ())]
     assert finish(outlet) == [Chunk(6, b"g", JOIN_NS + 6, 0, ())]
 
@@ -92,10 +92,16 @@ def test_copies_that_wait_are_bounded_and_none_is_lost() -> None:
 
 def test_redactions_are_bounded() -> None:
     outlet = Outlet()
-    for start in range(0, 4 * MAX_RANGES, 2):
+    size = 4 * MAX_RANGES
+    for start in range(0, size, 2):
         outlet.redact(start, start + 1)
-    out = push(outlet, (0, b"x" * 4 * MAX_RANGES, 0)) + finish(outlet)
-    assert out[-1].data.count(b"*") == MAX_RANGES
+    out = push(outlet, (0, b"x" * size, 0))
+    outlet.flush(out)
+    assert out[-1].data == b"*x" * (size // 2), "none is forgotten before its bytes have left"
+    outlet.redact(size, size + 1)
+    outlet.copy(0, b"y" * size, 0, out)
+    out = finish(outlet)
+    assert out[-1].data.count(b"*") == MAX_RANGES - 1
 
 
 @given(st.data())

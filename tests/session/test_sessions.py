@@ -75,6 +75,7 @@ def test_ended_sessions_stay_known_for_a_while() -> None:
     table.tick(LINGER_NS + STUB_NS, T0, rows)
     assert table.find(KEY) is None
     assert table.of_flow(77, KEY) is None
+    assert [table.knew(flow) for flow in (78, 77, 77)] == [False, True, False]
 
 
 def test_ended_sessions_are_bounded() -> None:
@@ -127,3 +128,14 @@ def test_all_end_with_the_capture() -> None:
     table.end_all(Ending.EOF, 5, rows)
     assert (first.ending, second.ending) == (Ending.EOF, Ending.RST)
     assert len(table) == 0
+
+
+def test_only_holes_that_become_gaps_count_as_unblocked() -> None:
+    """Not bytes that wait to be joined with what follows."""
+    session, rows = talk(born(), 100), list[Row]()
+    session.packet(0, segment(101, data=bytes(5000), ack=201), T0, 5, rows)
+    assert session.held_bytes > 0
+    assert not session.unblock(rows)
+    session.packet(0, segment(8000, data=bytes(5000), ack=201), T0, 5, rows)
+    assert session.unblock(rows)
+    assert not session.unblock(rows)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from appliance.dissect.conversation import Conversation
-from appliance.dissect.dns import Dns, DnsTcp
+from appliance.dissect.dns import Dns
+from appliance.dissect.dns_tcp import DnsTcp
 from appliance.dissect.http1 import Http1
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.postgres_frames import CLIENT_TYPES, SERVER_TYPES

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from appliance.dissect import Output
 from appliance.dissect.conversation import Conversation
-from appliance.dissect.dns import DnsTcp
+from appliance.dissect.dns_tcp import DnsTcp
 from appliance.dissect.http1 import Http1
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.raw import Raw

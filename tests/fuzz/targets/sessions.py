@@ -16,6 +16,8 @@ from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
+from msgspec import structs
+
 from appliance import config
 from appliance.journal import Damage, Frame, FrameKind, Layout
 from appliance.model import ChunkRow, Direction, EventRow, FindingRow, MessageRow, Row, SessionRow
@@ -245,14 +247,14 @@ def _plain(rows: Sequence[Row]) -> list[Row]:
     plain: list[Row] = []
     for row in rows:
         if isinstance(row, EventRow) and row.kind == "journal-gap":
-            plain.append(replace(row, position=0, text="", attrs={}))
+            plain.append(structs.replace(row, position=0, text="", attrs={}))
         elif isinstance(row, EventRow):
-            plain.append(replace(row, position=0))
+            plain.append(structs.replace(row, position=0))
         elif isinstance(row, FindingRow) and row.kind == "journal-gap":
             session = ids.setdefault(row.session_id, UUID(int=len(ids)))
-            plain.append(replace(row, session_id=session, attrs={}))
+            plain.append(structs.replace(row, session_id=session, attrs={}))
         else:
-            plain.append(replace(row, session_id=ids.setdefault(row.session_id, UUID(int=len(ids)))))
+            plain.append(structs.replace(row, session_id=ids.setdefault(row.session_id, UUID(int=len(ids)))))
     return plain
 
 
