@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from appliance.errors import MalformedInput
 from appliance.health import State, judge, part, parts
-from appliance.status import Status, publish, read, readable
+from appliance.status import Status, check_readable, publish, read
 
 
 def said(values: dict[str, Any], age: float = 0.0, pid: int | None = None) -> Status:
@@ -56,7 +57,13 @@ def test_a_clock_that_was_set_back_under_a_running_process() -> None:
 
 
 def test_what_a_process_publishes_wrongly_is_no_fault_of_the_judge() -> None:
-    values: dict[str, Any] = {"faults": ["x"], "repairs": 3, "journal": None, "lag_seconds": "much", "interlock": True}
+    values: dict[str, Any] = {
+        "faults": ["x"],
+        "repairs": {"gate-restored": None},
+        "journal": None,
+        "lag_seconds": "much",
+        "interlock": True,
+    }
     assert parts({"wire": said(values)}, embedded=True, names=("wire",))["wire"].state is State.OK
 
 
@@ -67,4 +74,22 @@ def test_published_and_read(tmp_path: Path) -> None:
     assert list(found) == ["wire"]
     assert found["wire"].faults == {"a": "b"}
     assert found["wire"].time == json.loads((tmp_path / "run" / "wire.status.json").read_text())["time"]
-    assert readable(tmp_path)
+
+
+def test_what_is_no_status_file_is_not_waited_for(tmp_path: Path) -> None:
+    publish(tmp_path, "wire", {})
+    os.mkfifo(tmp_path / "run" / "api.status.json")
+    (tmp_path / "run" / "store.status.json").mkdir()
+    assert list(read(tmp_path)) == ["wire"]
+
+
+def test_another_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+    check_readable(tmp_path)
+    check_readable(tmp_path / "not made yet")
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "run").touch()
+    for data in (file, tmp_path):
+        with pytest.raises(MalformedInput, match="not a folder; name"):
+            check_readable(data)
+        assert read(data) == {}

@@ -108,6 +108,11 @@ class Reader:
                 self._misses += 1
                 return None
 
+    @property
+    def newest(self) -> int:
+        """The last segment that is there now; 0: none."""
+        return max(self._folder.listing().segments, default=0)
+
     def backlog_bytes(self) -> int:
         """Bytes written after the cursor (whole segments count as full)."""
         at = max(self._cursor.segment, 0)

@@ -6,7 +6,9 @@
 
 A snapshot (assembler and journal cursor) is written only when every row up to it is stored. After a crash the recorder
 reads on from the last snapshot; that gives the same rows again, and since the rows of one session in one table are
-stored in order, those already there are a prefix: they are skipped by `last_seqs`, events by `last_position`.
+stored in order, those already there are a prefix: they are skipped by `last_seqs`, events by `last_position`. That
+ends when all is read that the journal held at the start, however much follows. Other limits (`record.max_memory`, ...)
+would give other rows: they hold from the first snapshot behind that.
 
 While the store does not answer, the batch is kept as it is (a repeated batch is recognised by its content) and nothing
 more is read: memory stays bounded, the journal grows, and traffic stalls before the disk is full.
@@ -18,7 +20,8 @@ where the journal was released: what lies before that is stored. So it is with a
 Snapshots are pickles; the data folder belongs to the appliance alone (mode 0700). See `appliance/session/state.py`.
 """
 
-from appliance.record.recorder import TABLES, Recorder, Sink
+from appliance.record.recorder import Recorder
+from appliance.record.recovery import Sink
 from appliance.record.service import drain, run
 
-__all__ = ["TABLES", "Recorder", "Sink", "drain", "run"]
+__all__ = ["Recorder", "Sink", "drain", "run"]

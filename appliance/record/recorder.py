@@ -1,12 +1,11 @@
 """One journal stream's way into the store; see the package."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from appliance.config import Settings
@@ -22,44 +21,20 @@ from appliance.journal import (
     release,
     set_damage_aside,
 )
-from appliance.model import (
-    ChunkRow,
-    Coverage,
-    Ending,
-    EventRow,
-    FindingRow,
-    MessageRow,
-    Row,
-    SessionRow,
-)
+from appliance.model import ChunkRow, Coverage, Ending, EventRow, MessageRow, Row, SessionRow
+from appliance.record.recovery import Recovery, Sink
 from appliance.record.snapshot import Snapshot
 from appliance.session.assembler import Assembler
 from appliance.session.identifiers import STATE_LOST, frame_position
 
-MAX_ROWS = 30_000  # of one batch
+MAX_ROWS = 60_000  # of one batch: what is stored in smaller ones, the store merges more often
 MAX_BYTES = 32 << 20  # as `_weight` counts
 MAX_AGE = 1.0  # seconds from a batch's first row to its insertion
 FRAMES_A_STEP = 64
 MAX_SNAPSHOT_PAUSE = 30.0  # seconds between two however much they cost: the journal keeps all until then
 BACK_OFF = 0.1, 5.0  # seconds before the first and the last kind of retry
-TABLES: dict[type, str] = {
-    SessionRow: "sessions",
-    MessageRow: "messages",
-    ChunkRow: "chunks",
-    FindingRow: "findings",
-}
 
 log = structlog.get_logger()
-
-
-class Sink(Protocol):
-    """What the recorder needs of a store."""
-
-    def insert(self, batch: Sequence[Row], /) -> None: ...
-
-    def last_seqs(self, table: str, ids: Collection[UUID], /) -> dict[UUID, int]: ...
-
-    def last_position(self, stream: str, /) -> int | None: ...
 
 
 Unfinished = Callable[[str, str, str], list[SessionRow]]  # stream, node, source -> sessions that are stored as open
@@ -94,9 +69,7 @@ class Recorder:
         self._retry_at = 0.0
         self._pause = BACK_OFF[0]
         self._next_snapshot = clock() + settings.record.snapshot
-        self._recovering = True  # rows may be in the store already
-        self._seen: dict[str, dict[UUID, int]] = {table: {} for table in TABLES.values()}
-        self._seen_position: int | None = None
+        self._recovery: Recovery | None = None  # while rows may be in the store already
         self._orphans: dict[UUID, SessionRow] = {}  # open sessions that a lost state leaves behind
         self._assembler: Assembler | None = None
         self._begun = False
@@ -119,16 +92,16 @@ class Recorder:
             self._reader = Reader(self._folder, key, beginning(self._folder))
             self._assembler, self._orphans, self._begun, self.closed = None, {}, False, False
             self._strange = True
+        self._recovery = Recovery(self._store, self._reader.newest)
 
     # -- work ------------------------------------------------------------------------------------------------------
 
     def step(self) -> bool:
         """Read, assemble and store a piece. Whether there may be more to do at once."""
-        if self.fault and not self._flush():
+        if self.fault and (self._clock() < self._retry_at or not self._flush()):
             return False
         if self._reader.stream is None and (self._folder / "stream").exists():  # the journal came later than we did
             self._reader.close()
-            self._recovering = True
             self._open()
         for _ in range(FRAMES_A_STEP):
             if self._parts is None:
@@ -148,12 +121,16 @@ class Recorder:
 
     def finish(self, *, snapshot: bool = True) -> bool:
         """Store what is read, and write a snapshot. False: the store does not take it; nothing is lost by that."""
+        if self._waiting is not None and self._begun:  # for the store alone
+            if not self._take(self._waiting):
+                return False
+            self._waiting = None
         while self._work_off():
             if not self._flush():
                 return False
         if not self._flush():
             return False
-        if snapshot and self._assembler is not None and self._begun:
+        if snapshot and self._begun:
             self._try_snapshot()
         return True
 
@@ -200,7 +177,10 @@ class Recorder:
             stream = self._reader.stream
             assert stream is not None  # a frame was read
             self._assembler = Assembler(stream, self._settings.record, self._settings.node)
+            self._next_snapshot = self._clock()  # the limits that what follows is read within
         if not self._begun and not self._begin(frame):
+            return False
+        if self._recovery is not None and self._recovery.behind(self._reader.cursor) and not self._recovered():
             return False
         if isinstance(frame, Frame) and frame.kind is FrameKind.CLOSE:
             self.closed = True
@@ -229,7 +209,7 @@ class Recorder:
             self._since = self._clock()
             self._unstored_ns = self._unstored_ns or self._read_ns
         self._batch += rows
-        self._weight += sum(_weight(row) for row in rows)
+        self._weight += _weight(rows)
         if self._orphans:
             for row in rows:
                 if isinstance(row, SessionRow):
@@ -241,18 +221,24 @@ class Recorder:
         machine = self._assembler
         assert machine is not None
         stream = machine.stream.hex()
+        untold = ""
         try:
-            left = self._unfinished(stream, self._settings.node, machine.source)
-            known = self._store.last_position(stream) if left or number > 1 or self._strange else None
+            try:
+                left = self._unfinished(stream, self._settings.node, machine.source)
+            except Refused as error:  # too much for it: what can be read goes on
+                left, untold = [], str(error)
+            lost = number > 1 or self._strange
+            known = self._store.last_position(stream) if left or untold or lost else None
         except (Unavailable, Refused) as error:
             self._fail(error)
             return False
         self._orphans = {row.session_id: row for row in left}  # but for those that the journal tells of once more
-        last = known or 0
-        if number > 1 or self._strange or (left and known is None):
+        if lost or ((left or untold) and known is None):
             text = f"the recorder lost its state: {len(left)} sessions that were open can't be continued"
-            attrs = {"first_frame": number, "open_sessions": len(left)}
-            position = max(frame_position(number), last) + STATE_LOST
+            if untold:
+                text = f"the recorder lost its state, and how many sessions were open is not known: {untold}"
+            attrs = {"first_frame": number, "open_sessions": None if untold else len(left)}
+            position = max(frame_position(number), known or 0) + STATE_LOST
             ts_ns = frame.time_ns if isinstance(frame, Frame) else 0
             log.error("state-lost", **attrs)
             self._add([EventRow(stream, position, ts_ns, "state-lost", "", text, attrs)])
@@ -262,16 +248,21 @@ class Recorder:
 
     def _rest(self) -> bool:
         """Nothing more to read for now."""
-        if self._recovering:
-            self._add([_interrupted(row) for row in self._orphans.values()])
-            self._orphans = {}
-            if not self._flush():
-                return False
-            self._recovering = False
-            self._seen = {table: {} for table in TABLES.values()}
+        if self._recovery is not None and self._begun:
+            self._recovered()
         elif self._batch and self._clock() - self._since >= MAX_AGE:
             self._flush()
         return False
+
+    def _recovered(self) -> bool:
+        """What may be stored already is read: sessions that nothing told of any more end. False: the store waits."""
+        self._add([_interrupted(row) for row in self._orphans.values()])
+        self._orphans = {}
+        if not self._flush():
+            return False
+        self._recovery = None
+        self._next_snapshot = self._clock()
+        return True
 
     # -- storing ---------------------------------------------------------------------------------------------------
 
@@ -283,7 +274,7 @@ class Recorder:
             return False
         try:
             if self._sealed is None:
-                self._sealed = self._fresh(self._batch) if self._recovering else self._batch
+                self._sealed = self._recovery.fresh(self._batch) if self._recovery else self._batch
                 self._batch, self._weight = [], 0
             if self._sealed:
                 self._store.insert(self._sealed)
@@ -304,27 +295,6 @@ class Recorder:
         self._retry_at = self._clock() + self._pause
         self._pause = min(2 * self._pause, BACK_OFF[1])
 
-    def _fresh(self, rows: list[Row]) -> list[Row]:
-        """Those that the store does not have yet."""
-        wanted: dict[str, set[UUID]] = {table: set() for table in TABLES.values()}
-        for row in rows:
-            if not isinstance(row, EventRow) and row.session_id not in self._seen[TABLES[type(row)]]:
-                wanted[TABLES[type(row)]].add(row.session_id)
-        for table, ids in wanted.items():
-            if ids:
-                found = self._store.last_seqs(table, ids)
-                self._seen[table].update((one, found.get(one, -1)) for one in ids)
-        if self._seen_position is None and any(isinstance(row, EventRow) for row in rows):
-            assert self._assembler is not None
-            found_position = self._store.last_position(self._assembler.stream.hex())
-            self._seen_position = -1 if found_position is None else found_position
-        return [row for row in rows if self._is_fresh(row)]
-
-    def _is_fresh(self, row: Row) -> bool:
-        if isinstance(row, EventRow):
-            return self._seen_position is None or row.position > self._seen_position
-        return row.seq > self._seen[TABLES[type(row)]][row.session_id]
-
     # -- snapshots -------------------------------------------------------------------------------------------------
 
     def _snapshot_if_due(self) -> bool:
@@ -344,7 +314,7 @@ class Recorder:
 
     def _try_snapshot(self) -> None:
         """On a disk without room the last snapshot stays, and the journal behind it."""
-        if self._reader.stream is None:  # there is no journal yet
+        if self._reader.stream is None or self._waiting is not None:  # no journal yet, or a frame that is not in it
             return
         try:
             self.write_snapshot()
@@ -352,9 +322,20 @@ class Recorder:
             self._snapshot.give_up(error)
 
     def write_snapshot(self) -> None:
-        """Every row is stored: keep the state, then let the writer have the journal's segments."""
-        cursor = self._reader.cursor
-        self._snapshot.write((cursor, self._assembler, self._orphans, self.closed))
+        """Every row is stored: keep the state, then let the writer have the journal's segments.
+
+        Limits change with a snapshot alone: what is read behind it gives the same rows when it is read once more.
+        """
+        machine, cursor = self._assembler, self._reader.cursor
+        assert machine is not None
+        limits = machine.settings
+        if self._recovery is None:
+            machine.use(self._settings.record)
+        try:
+            self._snapshot.write((cursor, machine, self._orphans, self.closed))
+        except OSError:
+            machine.use(limits)
+            raise
         self._kept = cursor
         if not self._keep:
             release(self._folder, cursor, self._settings.journal.keep_bytes)
@@ -366,20 +347,25 @@ class Recorder:
         cursor, machine, orphans, closed = content
         assert isinstance(cursor, Cursor)
         assert isinstance(machine, Assembler)
-        machine.use(self._settings.record)
         self._assembler, self._orphans, self.closed, self._begun = machine, orphans, closed, True
         return cursor
 
 
-def _weight(row: Row) -> int:
-    """Bytes that a row costs, roughly."""
-    if isinstance(row, ChunkRow):
-        return 200 + 2 * len(row.data)
-    return 700 + 2 * len(row.message.text) if isinstance(row, MessageRow) else 600
+def _weight(rows: list[Row]) -> int:
+    """Bytes that rows cost, roughly."""
+    size = 0
+    for row in rows:
+        if isinstance(row, MessageRow):
+            size += 400 + len(row.message.text)
+        elif isinstance(row, ChunkRow):
+            size += 100 + len(row.data)
+        else:
+            size += 500
+    return size
 
 
 def _interrupted(row: SessionRow) -> SessionRow:
     """The last revision of a session that can't be continued."""
     worst = Coverage.ONE_SIDED if row.coverage is Coverage.ONE_SIDED else Coverage.PARTIAL
     findings = tuple(sorted({*row.findings, "state-lost"}))
-    return replace(row, seq=row.seq + 1, ending=Ending.INTERRUPTED, coverage=worst, findings=findings)
+    return msgspec.structs.replace(row, seq=row.seq + 1, ending=Ending.INTERRUPTED, coverage=worst, findings=findings)

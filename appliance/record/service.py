@@ -14,7 +14,8 @@ from appliance import status
 from appliance.config import Settings
 from appliance.errors import DamagedEvidence, MalformedInput, Unavailable
 from appliance.log import configure
-from appliance.record.recorder import Recorder, Sink, Unfinished
+from appliance.record.recorder import Recorder, Unfinished
+from appliance.record.recovery import Sink
 
 LAST_SECONDS = 5.0  # of reading on, when asked to end: the rest is for the next start
 POLL = 0.02  # seconds between two looks at a journal without anything new
@@ -55,7 +56,7 @@ def run(settings: Settings) -> None:
                 log.warning("stopped-early", reason=recorder.fault)
         finally:
             recorder.close()
-            status.withdraw(settings.data, "record")
+        status.withdraw(settings.data, "record")  # only now: of one that failed, what it said last must stay, and age
 
 
 def _opened(settings: Settings, store: Sink, unfinished: Unfinished, ended: threading.Event) -> Recorder | None:
@@ -73,7 +74,7 @@ def _opened(settings: Settings, store: Sink, unfinished: Unfinished, ended: thre
 def spare_collector() -> None:
     """Rows live for seconds and die without cycles: Python's cycle collector would walk over them again and again."""
     gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
+    gc.set_threshold(1_000_000, 20, 100)
 
 
 def _serve(recorder: Recorder, data: Path, ended: threading.Event) -> None:

@@ -15,14 +15,14 @@ from appliance.errors import DamagedEvidence, MalformedInput, Refused, Unavailab
 from appliance.model import Row
 from appliance.store import rows
 from appliance.store.link import Link, Role, connect
+from appliance.store.rows import AuditRow, Block, Table
 
 BATCH_ROWS = 65536
-BATCH_BYTES = 16 * 2**20  # of captured bytes and text in one insert, roughly
+BATCH_BYTES = 64 * 2**20  # of one insert; twice what a recorder gathers in a batch
 IDS_PER_QUERY = 1000
 TOO_MUCH = {158, 159, 241, 307, 396}  # ClickHouse: rows, time, memory, bytes or result over the limit
 AUTHENTICATION_FAILED = 516
 REFUSED = {164, 497, AUTHENTICATION_FAILED}  # the first two: read only, access denied
-KEYED = ("sessions", "messages", "chunks", "findings")
 Answer = TypeVar("Answer")
 
 
@@ -40,25 +40,27 @@ class Store:
         self._closed = False
         self._turn = threading.Lock()
 
-    def insert(self, batch: Sequence[Row | rows.AuditRow]) -> None:
+    def insert(self, batch: Sequence[Row | AuditRow]) -> None:
         """Append rows, exactly once even when the same call is repeated; returns when they are stored.
 
         Rows of one table keep their order. Raises `Unavailable` when the store does not answer (repeat the call) and
         `DamagedEvidence` when it took fewer rows than it was given.
         """
         for table, members in rows.by_table(batch).items():
-            for part in _parts(members):
-                block = rows.encode(table, part)
-                taken = self._guarded(lambda link, block=block: link.insert(block))  # type: ignore[misc]
-                if taken != block.rows:
-                    raise DamagedEvidence(
-                        f"store took {taken} of {block.rows} rows for {table.name}; the batch may be repeated safely"
-                    )
+            for block in _blocks(table, members):
+                self._put(block)
+
+    def _put(self, block: Block) -> None:
+        taken = self._guarded(lambda link: link.insert(block))
+        if taken != block.rows:
+            raise DamagedEvidence(
+                f"store took {taken} of {block.rows} rows for {block.table}; the batch may be repeated safely"
+            )
 
     def last_seqs(self, table: str, ids: Collection[UUID]) -> dict[UUID, int]:
         """Highest `seq` stored in `table` (sessions, messages, chunks, findings) of each session that has any row."""
-        if table not in KEYED:
-            raise MalformedInput(f"{table}: no such table of session rows; use one of {', '.join(KEYED)}")
+        if table not in rows.KEYED:
+            raise MalformedInput(f"{table}: no such table of session rows; use one of {', '.join(rows.KEYED)}")
         found: dict[UUID, int] = {}
         wanted = sorted(ids)
         for first in range(0, len(wanted), IDS_PER_QUERY):
@@ -174,13 +176,16 @@ def _name(error: BaseException) -> str:
     return str(getattr(error, "name", None) or "")
 
 
-def _parts(members: Sequence[Row | rows.AuditRow]) -> Iterator[Sequence[Row | rows.AuditRow]]:
-    """Split a batch by rows and bytes. A function of the rows alone, so that a repeated batch splits the same way."""
-    first = weight = 0
-    for at, row in enumerate(members):
-        size = rows.weight(row)
-        if at > first and (at - first >= BATCH_ROWS or weight + size > BATCH_BYTES):
-            yield members[first:at]
-            first, weight = at, 0
-        weight += size
-    yield members[first:]
+def _blocks(table: Table, members: Sequence[Row | AuditRow]) -> Iterator[Block]:
+    """Rows of one table as blocks of a bounded size, cut in halves as often as that takes.
+
+    A function of the rows alone, so that a repeated batch is cut the same way.
+    """
+    if len(members) <= BATCH_ROWS:
+        block = rows.encode(table, members)
+        if len(members) == 1 or len(block.body) <= BATCH_BYTES:
+            yield block
+            return
+    middle = len(members) // 2
+    yield from _blocks(table, members[:middle])
+    yield from _blocks(table, members[middle:])

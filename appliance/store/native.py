@@ -103,7 +103,7 @@ def _pieces(values: Sequence[str | bytes]) -> Pieces:
     if not values:
         return []
     try:
-        data = [value if type(value) is bytes else value.encode() for value in values]  # type: ignore[union-attr]
+        data = [value.encode() if isinstance(value, str) else value for value in values]
     except UnicodeEncodeError:  # lone surrogates cannot be stored; they become question marks
         data = [value.encode("utf-8", "replace") if isinstance(value, str) else value for value in values]
     pieces = [b""] * (2 * len(data))
@@ -131,8 +131,10 @@ def _lists(values: Sequence[Sequence[str]]) -> Parts:
 
 
 def _maps(values: Sequence[dict[str, str]]) -> Parts:
-    keys = [*chain.from_iterable(values)]
-    return _counts(values), _few(keys), _pieces([*chain.from_iterable(map(dict.values, values))])
+    names = list(map(tuple, values))  # the rows of one kind have the same
+    known = {some: b"".join(_pieces(some)) for some in set(names)}
+    keys = [b"".join(map(known.__getitem__, names))]
+    return _counts(values), keys, _pieces([*chain.from_iterable(map(dict.values, values))])
 
 
 def _ranges(values: Sequence[Sequence[tuple[int, int]]]) -> Parts:

@@ -4,6 +4,7 @@
 Every value that comes from outside goes into the SQL as a parameter. Times are RFC 3339 in UTC with nanoseconds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -155,29 +156,16 @@ def events(
     limit: int = 100,
     cursor: str | None = None,
 ) -> Page:
-    """What happened outside of sessions, newest first."""
-    size = paging.size(limit, MAX_LIMIT)
-    low, high = paging.bounds(since, until)
+    """What happened outside of sessions, newest first. `kind`: a whole one, or the first words of several (`lease`)."""
     where = Conditions("f")
-    where.add("ts >= fromUnixTimestamp64Nano({since:Int64}) AND ts < fromUnixTimestamp64Nano({until:Int64})")
-    where.parameters |= {"since": low, "until": high}
-    where.equal("kind", kind)
+    if kind:
+        wanted = where.name(kind)
+        where.add(f"kind = {wanted} OR startsWith(kind, concat({wanted}, '-'))")
     where.equal("address", address)
-    if cursor is not None:
-        before, name, position = paging.key(cursor, int, str, int)
-        where.add(
-            "(ts, stream, position) < (fromUnixTimestamp64Nano({before:Int64}), {stream:String}, {position:UInt64})",
-            before=before,
-            stream=name,
-            position=position,
-        )
-    found = store.select(
-        "SELECT stream, position, toUnixTimestamp64Nano(ts) AS ts_ns, kind, address, text, attrs FROM events "
-        f"WHERE {where} ORDER BY ts DESC, stream DESC, position DESC LIMIT 1 BY stream, position LIMIT {size + 1}",
-        where.parameters,
-    )
-    more = paging.after(found, size, lambda row: [row["ts_ns"], row["stream"], row["position"]])
-    return Page([shapes.event(row) for row in found[:size]], more)
+    columns = "stream, position, toUnixTimestamp64Nano(ts) AS ts_ns, kind, address, text, attrs"
+    key = {"stream": str, "position": int}
+    found, more = _by_time(store, f"{columns} FROM events", where, key, since, until, limit, cursor, once=True)
+    return Page([shapes.event(row) for row in found], more)
 
 
 def audit(
@@ -189,24 +177,44 @@ def audit(
     cursor: str | None = None,
 ) -> Page:
     """Who read what through the API, newest first."""
+    where = Conditions("f")
+    where.equal("actor", actor)
+    columns = "toUnixTimestamp64Nano(ts) AS ts_ns, actor, action, object"
+    key = {"actor": str, "object": str}
+    found, more = _by_time(store, f"{columns} FROM audit", where, key, since, until, limit, cursor)
+    return Page([shapes.audit(row) for row in found], more)
+
+
+def _by_time(
+    store: Store,
+    what: str,
+    where: Conditions,
+    key: Mapping[str, type],
+    since: When,
+    until: When,
+    limit: int,
+    cursor: str | None,
+    *,
+    once: bool = False,
+) -> tuple[list[Json], str | None]:
+    """Rows of a table by their `ts`, newest first, and the cursor behind them.
+
+    `key`: the columns that tell rows of one moment apart. `once`: of rows with the same, the first only.
+    """
     size = paging.size(limit, MAX_LIMIT)
     low, high = paging.bounds(since, until)
-    where = Conditions("f")
-    where.add("ts >= fromUnixTimestamp64Nano({since:Int64}) AND ts < fromUnixTimestamp64Nano({until:Int64})")
-    where.parameters |= {"since": low, "until": high}
-    where.equal("actor", actor)
-    if cursor is not None:
-        before, who, what = paging.key(cursor, int, str, str)
-        where.add(
-            "(ts, actor, object) < (fromUnixTimestamp64Nano({before:Int64}), {who:String}, {what:String})",
-            before=before,
-            who=who,
-            what=what,
-        )
-    found = store.select(
-        "SELECT toUnixTimestamp64Nano(ts) AS ts_ns, actor, action, object FROM audit "
-        f"WHERE {where} ORDER BY ts DESC, actor DESC, object DESC LIMIT {size + 1}",
-        where.parameters,
+    where.add(
+        "ts >= fromUnixTimestamp64Nano({since:Int64}) AND ts < fromUnixTimestamp64Nano({until:Int64})",
+        since=low,
+        until=high,
     )
-    more = paging.after(found, size, lambda row: [row["ts_ns"], row["actor"], row["object"]])
-    return Page([shapes.audit(row) for row in found[:size]], more)
+    names = ", ".join(key)
+    if cursor is not None:
+        before, *rest = paging.key(cursor, int, *key.values())
+        places = [where.name(value, "UInt64" if isinstance(value, int) else "String") for value in rest]
+        moment = f"fromUnixTimestamp64Nano({where.name(before, 'Int64')})"
+        where.add(f"(ts, {names}) < ({moment}, {', '.join(places)})")
+    order = ", ".join(f"{name} DESC" for name in ("ts", *key))
+    distinct = f"LIMIT 1 BY {names}" if once else ""
+    found = store.select(f"SELECT {what} WHERE {where} ORDER BY {order} {distinct} LIMIT {size + 1}", where.parameters)
+    return found[:size], paging.after(found, size, lambda row: [row["ts_ns"], *(row[name] for name in key)])

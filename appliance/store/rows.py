@@ -24,7 +24,7 @@ MAX_FIELD = 1024  # characters kept of each; `attrs` keeps all of it
 Values = Callable[[Sequence[Any]], list[Any]]  # of some rows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is itself: to compare or hash two would walk over their columns
 class Table:
     """How one class of rows is stored: its table, and (column, type on the wire, values of rows) in order."""
 
@@ -78,16 +78,17 @@ def searchable(attrs: dict[str, Any]) -> dict[str, str]:
     waiting = [("", attrs)]
     while waiting:
         prefix, level = waiting.pop()
+        room = len(found) + len(level) <= MAX_FIELDS
         for key, value in level.items():
-            if len(found) >= MAX_FIELDS:
+            if not room and len(found) >= MAX_FIELDS:
                 return found
-            name = f"{prefix}{key}" if prefix else key
+            name = prefix + key if prefix else key
             kind = type(value)
             if kind is str:
-                found[name] = value[:MAX_FIELD]
+                found[name] = value if len(value) <= MAX_FIELD else value[:MAX_FIELD]
             elif kind is int:
                 found[name] = str(value)[:MAX_FIELD]
-            elif value is None or ((kind is list or kind is tuple) and (not value or type(value[0]) in _NESTED)):
+            elif value is None or (kind is list and (not value or type(value[0]) in _NESTED)):
                 continue
             else:
                 _search_more(name, value, found, waiting)
@@ -256,24 +257,19 @@ TABLES: dict[type, Table] = {
     AuditRow: AUDIT,
 }
 BY_NAME = {table.name: table for table in TABLES.values()}
+KEYED = tuple(TABLES[kind].name for kind in (SessionRow, MessageRow, ChunkRow, FindingRow))  # rows of sessions, by seq
 
 
 def by_table(rows: Iterable[Row | AuditRow]) -> dict[Table, list[Row | AuditRow]]:
     """Rows grouped by table, their order kept."""
-    grouped: dict[Table, list[Row | AuditRow]] = {}
+    grouped: dict[type, list[Row | AuditRow]] = {}
     for row in rows:
-        grouped.setdefault(TABLES[type(row)], []).append(row)
-    return grouped
-
-
-def weight(row: Row | AuditRow) -> int:
-    """Rough size of a row in bytes, for the bound on a batch."""
-    match row:
-        case ChunkRow():
-            return 100 + len(row.data)
-        case MessageRow():
-            return 400 + len(row.message.text)
-    return 500
+        kind = type(row)
+        if kind in grouped:
+            grouped[kind].append(row)
+        else:
+            grouped[kind] = [row]
+    return {TABLES[kind]: members for kind, members in grouped.items()}
 
 
 def encode(table: Table, rows: Sequence[Row | AuditRow]) -> Block:

@@ -59,6 +59,15 @@ def test_nothing_there_yet(tmp_path: Path) -> None:
         assert reader.stream is not None
 
 
+def test_the_newest_segment_is_that_of_the_writer(tmp_path: Path) -> None:
+    with Reader(tmp_path, KEY) as reader:
+        assert reader.newest == 0
+        write(tmp_path, *[3000] * 9)
+        assert reader.newest == max(int(path.stem, 16) for path in tmp_path.glob("*.seg")) > 2
+        assert rest(reader) == list(range(1, 10))
+        assert reader.cursor.segment == reader.newest
+
+
 def test_follows_a_writer_over_segments_and_restarts(tmp_path: Path) -> None:
     with Reader(tmp_path, KEY) as reader:
         for start in range(1, 41, 4):

@@ -16,9 +16,10 @@ from appliance import config, record, status
 from appliance.errors import DamagedEvidence, Unavailable
 from appliance.journal import Frame, JournalKey, Writer
 from appliance.model import ChunkRow, Coverage, Direction, Ending, EventRow, Row, SessionRow
-from appliance.record import TABLES, Recorder
+from appliance.record import Recorder
 from appliance.record.recorder import MAX_SNAPSHOT_PAUSE
 from appliance.session import assembler
+from appliance.store.rows import TABLES
 from tests.session.test_assembler import busy, clock, hello, numbered, opened
 from tests.session.traffic import MS, PSH, SECOND, STREAM, T0, Peer, Recorded, feed, ingest, span
 
@@ -49,7 +50,7 @@ class MemoryStore:
             raise Killed
 
     def insert(self, batch: Sequence[Row], /) -> None:
-        for kind in (SessionRow, *(one for one in TABLES if one is not SessionRow), EventRow):
+        for kind in TABLES:
             members = tuple(row for row in batch if type(row) is kind)
             if members:
                 for _ in self._operation():
@@ -62,7 +63,7 @@ class MemoryStore:
         found: dict[UUID, int] = {}
         for _ in self._operation():
             for row in self.rows:
-                if not isinstance(row, EventRow) and TABLES[type(row)] == table and row.session_id in ids:
+                if not isinstance(row, EventRow) and TABLES[type(row)].name == table and row.session_id in ids:
                     found[row.session_id] = max(found.get(row.session_id, -1), row.seq)
         return found
 

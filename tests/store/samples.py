@@ -1,8 +1,9 @@
 """Rows for the store's tests. Each caller takes session numbers of its own, so that one store serves them all."""
 
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from appliance.model import (
     ChunkRow,

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +40,7 @@ def test_a_repeated_batch_is_stored_once(store: Store) -> None:
     ]
     for _ in range(3):
         store.insert(batch)
-    assert [count(store, table, 201) for table in client.KEYED] == [1, 100, 100, 1]
+    assert [count(store, table, 201) for table in rows.KEYED] == [1, 100, 100, 1]
     assert store.select("SELECT count() AS n FROM events WHERE stream = '201'") == [{"n": 1}]
     assert store.select("SELECT actor FROM audit WHERE object = '201'") == [{"actor": "alice"}]
 
@@ -81,14 +80,15 @@ def test_last_seqs_and_last_position(store: Store) -> None:
         store.last_seqs("events", ids)
 
 
-def test_large_batches_are_split_the_same_way_each_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batches_are_cut_the_same_way_each_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "BATCH_ROWS", 7)
     monkeypatch.setattr(client, "BATCH_BYTES", 2000)
     batch = [samples.chunk(204, seq, Direction.SERVER, seq * 500, bytes(500)) for seq in range(50)]
     batch[10] = samples.chunk(204, 10, Direction.SERVER, 5000, bytes(9000))
-    parts: list[Sequence[Any]] = list(client._parts(batch))
-    assert [row for part in parts for row in part] == batch
-    assert max(map(len, parts)) == 3
+    blocks = list(client._blocks(rows.CHUNKS, batch))
+    assert sum(block.rows for block in blocks) == 50
+    assert max(block.rows for block in blocks) == 3
+    assert [block.rows for block in blocks if len(block.body) > 2000] == [1]
     store.insert(batch)
     store.insert(batch)
     assert count(store, "chunks", 204) == 50

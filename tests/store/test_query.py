@@ -1,11 +1,11 @@
 """The read side, over HTTP and within the process."""
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from msgspec.structs import replace
 
 from appliance.errors import MalformedInput
 from appliance.model import Coverage, Direction, Ending, EventRow, Identity
@@ -195,6 +195,19 @@ def test_findings_and_events(store: Store) -> None:
     ]
     assert page.cursor is None
     assert [item["kind"] for item in query.events(store, since=since, until=until).items][:1] == ["restart"]
+
+
+def test_events_by_their_first_words(store: Store) -> None:
+    at = samples.START + 2 * EVENTS
+    kinds = ("lease", "lease-granted", "lease-revoked", "leases-lost", "lease_x", "released")
+    store.insert([EventRow("ee" * 16, n, at + n, kind, "", "", {}) for n, kind in enumerate(kinds)])
+
+    def found(kind: str) -> list[str]:
+        return [item["kind"] for item in query.events(store, kind, since=at, until=at + 100).items]
+
+    assert found("lease") == ["lease-revoked", "lease-granted", "lease"]
+    assert found("lease-granted") == ["lease-granted"]
+    assert found("leas") == []
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
-from dataclasses import replace
+import dataclasses
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from appliance.errors import MalformedInput
 from appliance.model import Direction, Row
@@ -33,7 +34,7 @@ def test_token_depends_on_every_column_of_a_session() -> None:
     changed = [
         replace(row, attrs={"database": "other"}),
         replace(row, ended_ns=row.ended_ns + 1),
-        replace(row, identity=replace(row.identity, act=("agent-8", "planner"))),
+        replace(row, identity=dataclasses.replace(row.identity, act=("agent-8", "planner"))),
         replace(row, findings=()),
     ]
     tokens = {rows.encode(rows.SESSIONS, [one]).token for one in [row, *changed]}
