@@ -224,8 +224,10 @@ static __always_inline int ask_leases(struct __sk_buff *skb, struct scratch *s, 
 		return strays(skb, s, flow) ? REASON_SPOOFED : REASON_NONE;
 	}
 	lease = bpf_map_lookup_elem(MAP(MAP_LEASES), s->flow_key.source);
-	if (!lease || (lease->ifindex && record->side == SIDE_CLIENT && lease->ifindex != skb->ifindex)) {
+	if (!lease) {
 		reason = REASON_NO_LEASE;
+	} else if (lease->ifindex && record->side == SIDE_CLIENT && lease->ifindex != skb->ifindex) {
+		return REASON_SPOOFED;
 	} else {
 		record->lease = lease->id;
 		if (lease->expires <= record->time)

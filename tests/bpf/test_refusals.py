@@ -167,11 +167,6 @@ def _expired(bench: Bench) -> None:
     bench.rule("192.0.2.0/24")
 
 
-def _elsewhere(bench: Bench) -> None:
-    bench.lease(A4, 5, ifindex=bench.agent + 1000)
-    bench.rule("192.0.2.0/24")
-
-
 @pytest.mark.parametrize(
     ("state", "reason", "lease"),
     [
@@ -179,15 +174,25 @@ def _elsewhere(bench: Bench) -> None:
         (_rule(abi.Lane.REFUSE), Reason.RULE, 0),
         (_rule(abi.Lane.RELAY), Reason.RELAY, 0),
         (_expired, Reason.LEASE_EXPIRED, 5),
-        (_elsewhere, Reason.NO_LEASE, 0),
     ],
-    ids=["no rule", "refuse", "relay", "expired", "behind another interface"],
+    ids=["no rule", "refuse", "relay", "expired"],
 )
 def test_refused_by_state(bench: Bench, state: Callable[[Bench], None], reason: Reason, lease: int) -> None:
     state(bench)
     outcome = bench.send(V4 / SYN)
     assert (outcome.reason, outcome.verdict) == (reason, "refuse")
     assert outcome.records[0].header.lease == lease
+
+
+@pytest.mark.parametrize("lasting", [False, True], ids=["before", "meanwhile"])
+def test_whose_lease_is_behind_another_interface_is_spoofed(bench: Bench, lasting: bool) -> None:
+    bench.rule("192.0.2.0/24")
+    if lasting:
+        bench.lease(A4, 5, ifindex=bench.agent)
+        assert bench.send(V4 / SYN).verdict == "forward"
+    bench.lease(A4, 5, ifindex=bench.upstream)
+    outcome = bench.send(V4 / SYN)
+    assert (outcome.reason, outcome.verdict) == (Reason.SPOOFED, "drop")
 
 
 def test_a_stalled_journal_refuses_everything_silently(open_bench: Bench) -> None:
