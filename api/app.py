@@ -6,7 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -21,14 +21,16 @@ from api.routes import ca, health, leases, records
 from api.server import CIPHERS, MAX_HEADERS, BodyLimit, Protocol, raise_file_limit
 from appliance import __version__, log
 from appliance.config import Settings
-from appliance.errors import MalformedInput, VerbatimError
+from appliance.errors import MalformedInput, Unavailable, VerbatimError
 from appliance.identity import ca as authority
+from appliance.identity.jwks import trust
 from appliance.identity.oidc import Verifier
 from appliance.status import publish, run_folder, withdraw
 from appliance.store.client import open_store
 from appliance.wire.control import Client
 
 SHUTDOWN_SECONDS = 5
+STATUS_SECONDS = 1.0
 TEND_SECONDS = 2.0  # between two looks whether an issuer is to be asked
 SILENCE_SECONDS = 5  # connections that say nothing are not accepted before
 OTHER_ADDRESS = "choose an address of this machine"
@@ -44,7 +46,8 @@ def create(parts: Parts) -> FastAPI:
         yield
         for task in tasks:
             task.cancel()
-        withdraw(parts.settings.data, "api")
+        with suppress(OSError):  # on a disk that takes nothing, the last word stays, and ages
+            withdraw(parts.settings.data, "api")
 
     app = FastAPI(
         title="Verbatim",
@@ -65,8 +68,9 @@ def create(parts: Parts) -> FastAPI:
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM. Raises `MalformedInput` when an address cannot be listened on."""
+    """Serve until SIGTERM. Raises `MalformedInput` when an address or an issuer's certificate file cannot be used."""
     log.configure(settings.log_level, "api")
+    check_issuers(settings)
     raise_file_limit()
     ours = authority.load_or_create(settings.data, settings.node)
     certificate, key = authority.api_certificate(ours, settings.data, names(settings))
@@ -76,6 +80,15 @@ def run(settings: Settings) -> None:
         sockets = [listen(address) for address in settings.api.listen]
         structlog.get_logger().info("api-started", addresses=list(settings.api.listen), ca=ours.fingerprint)
         server(app, certificate, key).run(sockets=sockets)
+
+
+def check_issuers(settings: Settings) -> None:
+    """Raises `MalformedInput` where a certificate file is missing or is none: agents would wait for their leases."""
+    for issuer in settings.issuers:
+        try:
+            trust(issuer)
+        except Unavailable as error:
+            raise MalformedInput(str(error)) from error
 
 
 def server(app: FastAPI, certificate: Path, key: Path) -> uvicorn.Server:
@@ -152,8 +165,11 @@ async def _publish_each_second(parts: Parts, started: float) -> None:
     settings = parts.settings
     while True:
         values = {"listen": list(settings.api.listen), "uptime": time.time() - started}
-        publish(settings.data, "api", values | {"faults": parts.verifier.faults(), "repairs": {}})
-        await asyncio.sleep(1.0)
+        try:
+            publish(settings.data, "api", values | {"faults": parts.verifier.faults(), "repairs": {}})
+        except OSError as error:  # it shows as silent, serves, and speaks again when the disk takes it
+            structlog.get_logger().error("check-failed", reason=f"status: {error}")
+        await asyncio.sleep(STATUS_SECONDS)
 
 
 async def _tend(parts: Parts) -> None:

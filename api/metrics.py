@@ -1,27 +1,23 @@
 """What the processes published, as Prometheus metrics. The README lists them.
 
 Names follow Prometheus' rules: base units, `_total` for what only grows. Values of a process that is gone are its last
-ones; `verbatim_up` and `verbatim_status_age_seconds` tell.
+ones; `verbatim_up` and `verbatim_status_age_seconds` tell. The ring goes on, and the kernel is asked for it.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
-from time import time
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from appliance.config import Settings
 from appliance.health import PROCESSES, Part, State, parts
-from appliance.overview import Said, backlog_seconds, counts, lag_seconds, number
-from appliance.status import read
+from appliance.overview import Said, backlog_seconds, counts, lag_seconds, look, number, ring
 
 GAUGE, COUNTER = GaugeMetricFamily, CounterMetricFamily
 
 # name (a counter's without _total), help, kind, process, path of the value in what it published
 SIMPLE: tuple[tuple[str, str, type[Metric], str, tuple[str, ...]], ...] = (
-    ("verbatim_ring_bytes", "Size of the recording ring.", GAUGE, "wire", ("ring", "bytes")),
-    ("verbatim_ring_fill_bytes", "Bytes in the ring that wait for the journal.", GAUGE, "wire", ("ring", "fill")),
     ("verbatim_recorded_packets", "Packets recorded and forwarded.", COUNTER, "wire", ("recorded", "packets")),
     ("verbatim_recorded_bytes", "Bytes recorded and forwarded.", COUNTER, "wire", ("recorded", "bytes")),
     ("verbatim_journal_bytes", "Bytes of journal on disk.", GAUGE, "wire", ("journal", "bytes")),
@@ -74,14 +70,17 @@ OTHERS: dict[str, tuple[str, str]] = {
 class Published(Collector):
     """Collects from the status files at each scrape."""
 
-    def __init__(self, data: Path, *, embedded: bool) -> None:
-        self._data = data
-        self._embedded = embedded
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
     def collect(self) -> Iterator[Metric]:
-        said, now = read(self._data), time()
-        found = parts(said, embedded=self._embedded, names=PROCESSES)
+        seen = look(self._settings)
+        said, now = seen.said, seen.time
+        found = parts(said, embedded=not self._settings.store.url, names=PROCESSES)
         yield from _processes(said, found)
+        size, filled = ring(seen)
+        yield from _single(GAUGE, "verbatim_ring_bytes", "Size of the recording ring.", size)
+        yield from _single(GAUGE, "verbatim_ring_fill_bytes", "Bytes in the ring that wait for the journal.", filled)
         for name, text, kind, process, path in SIMPLE:
             yield from _single(kind, name, text, number(said.get(process), *path))
         yield from _single(
@@ -145,8 +144,8 @@ def _labelled(
     yield family
 
 
-def render(data: Path, *, embedded: bool) -> bytes:
+def render(settings: Settings) -> bytes:
     """The metrics in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Published(data, embedded=embedded))
+    registry.register(Published(settings))
     return generate_latest(registry)

@@ -7,7 +7,7 @@ variable `VERBATIM_STORE__URL` overrides `url` in `[store]`. Unknown names are e
 import os
 import re
 import tomllib
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -38,6 +38,23 @@ class Rule(Section):
         "tap", description="tap: record and forward; refuse; relay is reserved and refuses"
     )
     unbound: bool = Field(False, description="open to agents without a lease; recorded as unbound")
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _network(cls, value: object) -> object:
+        """Here, so that a mistake is told once, and not for either version of IP."""
+        if isinstance(value, IPv4Network | IPv6Network):
+            return value
+        try:
+            whole = ip_network(value, strict=False) if isinstance(value, str) else None
+        except ValueError:
+            whole = None
+        if not isinstance(value, str) or whole is None:
+            raise ValueError(f"{value!r} is not a network; write 10.0.0.0/8 or fd00::/8")
+        try:
+            return ip_network(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r}: host bits are set; write {whole}") from error
 
     @model_validator(mode="after")
     def _port_needs_protocol(self) -> Self:

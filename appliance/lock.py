@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from appliance.errors import Refused
@@ -20,8 +20,9 @@ def only(data: Path, verb: str) -> Iterator[None]:
         except BlockingIOError:
             holder = os.read(file, 20).decode("ascii", "replace").strip() or "unknown"
             raise Refused(f"{data}: 'verbatim {verb}' is running (process {holder}); stop that first") from None
-        os.truncate(file, 0)
-        os.write(file, b"%d\n" % os.getpid())
+        with suppress(OSError):  # for people only: a full disk keeps nobody from starting
+            os.truncate(file, 0)
+            os.write(file, b"%d\n" % os.getpid())
         yield
     finally:
         os.close(file)

@@ -27,12 +27,13 @@ class Direction(StrEnum):
 
 
 class Coverage(StrEnum):
-    """What of a session was recorded, worst first: one-sided, partial, opaque, complete."""
+    """What of a session was recorded, worst first: one-sided, partial, opaque, complete; judged at its end."""
 
     ONE_SIDED = "one-sided"  # bytes or packets of one direction only were seen
     PARTIAL = "partial"  # bytes are missing, or the start was not seen
     OPAQUE = "opaque"  # every byte is there, but encrypted
     COMPLETE = "complete"  # every byte that the peer acknowledged is there
+    OPEN = "open"  # the session goes on, and nothing is known to be missing so far
 
 
 class Ending(StrEnum):

@@ -4,13 +4,19 @@ Counters of the wire are the kernel's and go on when the process starts anew; wh
 loaded), or a process says nothing, the rate is unknown: None.
 """
 
+import os
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from appliance.config import Settings
 from appliance.health import PROCESSES, State, parts
-from appliance.status import Status
+from appliance.journal import Aside, set_aside
+from appliance.status import Status, read
+from appliance.wire import bpf
+from appliance.wire.ring import fill
 
 Said = Mapping[str, Status]
 
@@ -19,12 +25,38 @@ Said = Mapping[str, Status]
 class Look:
     """What every process said last, read at the Unix time `time`.
 
-    `ring`: its size and fill in bytes, as the kernel has them; for when the wire process is not there to say.
+    `ring`: its size and fill in bytes, as the kernel has them; None: it cannot be asked.
+    `aside`: what of the journal could not be read and is kept; None: not known.
     """
 
     time: float
     said: Said
     ring: tuple[int, int] | None = None
+    aside: Aside | None = None
+
+
+def look(settings: Settings) -> Look:
+    """Now."""
+    said = read(settings.data)
+    try:
+        aside = set_aside(settings.data)
+    except OSError:
+        aside = None
+    return Look(time.time(), said, pinned_ring(settings), aside)
+
+
+def pinned_ring(settings: Settings) -> tuple[int, int] | None:
+    """Size and fill of the pinned ring; None: there is none, or this user may not look."""
+    try:
+        fd = bpf.get(settings.wire.bpffs / "ring")
+    except OSError:
+        return None
+    if fd is None:
+        return None
+    try:
+        return bpf.Map(fd).max_entries, fill(fd)
+    finally:
+        os.close(fd)
 
 
 def value(status: Status | None, path: Iterable[str]) -> Any:
@@ -46,6 +78,12 @@ def counts(status: Status | None, *path: str) -> dict[str, float] | None:
     if not isinstance(found, Mapping):
         return None
     return {str(name): count for name, count in sorted(found.items()) if isinstance(count, int | float)}
+
+
+def ring(look: Look) -> tuple[float | None, float | None]:
+    """Its size and fill in bytes, of the kernel, whatever the wire process does; else as that said last."""
+    wire = look.said.get("wire")
+    return look.ring or (number(wire, "ring", "bytes"), number(wire, "ring", "fill"))
 
 
 def rate(earlier: Look | None, later: Look, process: str, *path: str) -> float | None:
@@ -87,7 +125,7 @@ def overview(earlier: Look | None, later: Look, *, embedded: bool) -> dict[str, 
     said = later.said
     wire, record, store = said.get("wire"), said.get("record"), said.get("store")
     found = parts(said, embedded=embedded, names=PROCESSES)
-    size, fill = later.ring or (number(wire, "ring", "bytes"), number(wire, "ring", "fill"))
+    size, filled = ring(later)
     return {
         "time": datetime.fromtimestamp(later.time, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "healthy": all(part.state is State.OK for part in found.values()),
@@ -109,8 +147,8 @@ def overview(earlier: Look | None, later: Look, *, embedded: bool) -> dict[str, 
         },
         "ring": {
             "bytes": size,
-            "fill_bytes": fill,
-            "fill": _round(fill / size, 4) if fill is not None and size else None,
+            "fill_bytes": filled,
+            "fill": _round(filled / size, 4) if filled is not None and size else None,
         },
         "refusals": _counts(earlier, later, "refusals"),
         "others": _counts(earlier, later, "others"),
@@ -118,6 +156,8 @@ def overview(earlier: Look | None, later: Look, *, embedded: bool) -> dict[str, 
             "bytes": number(wire, "journal", "bytes"),
             "room_bytes": number(wire, "journal", "room"),
             "stalled": value(wire, ("journal", "stalled")),
+            "damaged_parts": later.aside.parts if later.aside else None,
+            "damaged_bytes": later.aside.size if later.aside else None,
             "backlog_bytes": number(record, "backlog_bytes"),
             "backlog_seconds": _round(backlog_seconds(said, later.time), 3),
         },

@@ -68,6 +68,7 @@ def rows(title: str) -> dict[str, str]:
 
 def test_every_metric_is_documented_with_its_labels_and_help_and_no_other(tmp_path: Path) -> None:
     wire: dict[str, Any] = {
+        "ring": {"bytes": 1, "fill": 1},
         "refusals": {"quic": 1},
         "others": dict.fromkeys(OTHERS, 1),
         "repairs": {"gate-restored": 1},
@@ -81,7 +82,7 @@ def test_every_metric_is_documented_with_its_labels_and_help_and_no_other(tmp_pa
     for process, published in values.items():
         publish(tmp_path, process, published)
     shown = {}
-    for family in text_string_to_metric_families(render(tmp_path, embedded=True).decode()):
+    for family in text_string_to_metric_families(render(Settings(data=tmp_path)).decode()):
         assert family.samples, family.name
         sample = family.samples[0]
         labels = f"{{{','.join(sorted(sample.labels, reverse=True))}}}" if sample.labels else ""
@@ -150,7 +151,7 @@ def test_every_finding_and_event_of_a_recording_is_documented() -> None:
     part = README.partition("### Findings and events")[2].partition("### Search")[0]
     sources = [*(ROOT / "appliance" / "session").glob("*.py"), ROOT / "appliance" / "ingest" / "spans.py"]
     sources += [path for name in ("wire", "record") for path in (ROOT / "appliance" / name).glob("*.py")]
-    said = r'(?:finding|_blame|_notes\.event|event|repaired|note)\(\s*"([a-z-]+)"|Note\("([a-z-]+)"|"kind": "([a-z-]+)"'
+    said = r'(?:finding|blame|_notes\.event|event|repaired|note)\(\s*"([a-z-]+)"|Note\("([a-z-]+)"|"kind": "([a-z-]+)"'
     kinds = {"".join(found) for path in sources for found in re.findall(said, path.read_text("utf-8"))}
     assert {"gap", "fin-ignored", "packets-skipped", "interlock-restored"} <= kinds
     assert [kind for kind in sorted(kinds) if f"`{kind}`" not in part] == []

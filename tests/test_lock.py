@@ -1,5 +1,6 @@
 """One process of a kind per data folder."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -29,6 +30,16 @@ def test_verbs_that_must_be_alone(tmp_path: Path, verb: str) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(f"verbatim: {tmp_path / 'data'}: 'verbatim {verb}' is running")
     assert done.stdout == ""
+
+
+def test_a_full_disk_keeps_nobody_from_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("appliance.lock.os.write", full)
+        with only(tmp_path, "record"), pytest.raises(Refused, match=r"\(process unknown\)"):
+            only(tmp_path, "record").__enter__()
 
 
 def test_the_data_folder_is_private(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Rates, backlog and lag from two looks at what processes published."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from appliance.overview import Look, backlog_seconds, lag_seconds, overview, rate
+from appliance.config import Settings
+from appliance.overview import Look, backlog_seconds, lag_seconds, look, overview, rate
 from appliance.status import Status
 
 NOW = 1_790_000_000.0
@@ -92,6 +94,17 @@ def test_healthy_only_when_every_process_is() -> None:
     del everything["store"]
     assert overview(None, Look(NOW, everything), embedded=False)["healthy"]
     assert not overview(None, Look(NOW, everything), embedded=True)["healthy"]
+
+
+def test_damaged_parts_of_the_journal_are_counted(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "data")
+    kept = settings.data / "journal" / "wire" / "damaged"
+    assert overview(None, look(settings), embedded=True)["journal"]["damaged_parts"] == 0
+    kept.mkdir(parents=True)
+    (kept / "1-60-100").write_bytes(bytes(200))
+    found = overview(None, look(settings), embedded=True)["journal"]
+    assert (found["damaged_parts"], found["damaged_bytes"]) == (1, 200)
+    assert overview(None, Look(NOW, {}), embedded=True)["journal"]["damaged_parts"] is None
 
 
 def test_nothing_known_is_null_and_not_zero() -> None:

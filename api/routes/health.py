@@ -47,9 +47,7 @@ def metrics(request: Request, parts: AnyParts, peer: Peer) -> Response:
         raise Refused(
             f"metrics: need one of the roles {', '.join(sorted(READERS))}, or a scrape from the gateway itself"
         )
-    settings = parts.settings
-    body = render(settings.data, embedded=not settings.store.url)
-    return Response(body, media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(render(parts.settings), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _trusted(request: Request, peer: str) -> bool:

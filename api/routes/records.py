@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from api.deps import AnyParts, Auditor, Parts, Reader
 from api.errors import NotFound
 from appliance.model import Direction
-from appliance.store import query
+from appliance.store import query, whole
 
 router = APIRouter(prefix="/v1", tags=["records"])
 
@@ -85,9 +85,13 @@ def stream(
     """Exactly the bytes that one side sent; one byte range may be asked for (RFC 9110 §14).
 
     Ranges count the recorded bytes. Where the recording has gaps, `Verbatim-Gaps` lists them as offsets of the stream
-    (`start-end`, end excluded) and the bytes around them follow each other.
+    (`start-end`, end excluded) and the bytes around them follow each other. Of a session that is open, those stored by
+    now. An error, before the first byte, when the store has fewer than were recorded.
     """
-    size = int(_session(parts, session_id)["bytes"][direction.value])
+    found = _session(parts, session_id)
+    if lost := whole.missing(parts.store, found, (direction,)):
+        raise whole.damage(found, lost)
+    size = whole.stored(parts.store, session_id)[direction.value]
     gaps = [
         f"{finding['start']}-{finding['end']}"
         for finding in query.findings(parts.store, session_id)

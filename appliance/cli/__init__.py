@@ -1,7 +1,8 @@
 """The command line: `verbatim VERB`. `verbatim --help` lists the verbs, `verbatim VERB --help` explains one.
 
 Every verb takes `--json`: one JSON object a line on standard output and nothing else. Messages go to standard error.
-Exit codes: 0 done; 1 refused, not found or damaged; 2 wrong usage or malformed input; 3 a needed part does not answer.
+Exit codes: 0 done; 1 refused (also: it runs already), not found or damaged; 2 wrong usage or malformed input; 3 a
+needed part does not answer, or the disk is full or read-only.
 """
 
 import errno
@@ -16,8 +17,13 @@ from appliance.replay.text import printable
 
 PATHS = (  # the errors of a path that was named wrongly
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EACCES, errno.EPERM),
 )
+REMEDIES = {
+    errno.ENOSPC: "make room (df says on which disk)",
+    errno.EDQUOT: "make room (df says on which disk)",
+    errno.EROFS: "mount it for writing, and see in the kernel's log why it is not",
+}
 
 app = typer.Typer(
     name="verbatim",
@@ -39,7 +45,7 @@ def _version(wanted: bool) -> None:
 def options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Exit codes: 0 done; 1 refused, not found or damaged; 2 malformed; 3 a needed part does not answer."""
+    """Exit codes: 0 done; 1 refused, not found or damaged; 2 malformed; 3 a needed part does not answer, disk full."""
 
 
 for verbs in (services, operations, records):
@@ -59,8 +65,7 @@ def main() -> None:
         sys.exit(2 if isinstance(error, MalformedInput) else 3 if isinstance(error, Unavailable) else 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "make room" if full else "check the path and who may use it"
+        remedy = REMEDIES.get(error.errno or 0, "check the path and who may use it")
         print(printable(f"verbatim: {where}{error.strerror or error}; {remedy}"), file=sys.stderr)  # noqa: T201
         sys.exit(2 if error.errno in PATHS else 3)
     except Exception as error:

@@ -15,11 +15,9 @@ from rich.text import Text
 from appliance import config
 from appliance.cli.output import Config, Data, Json, console, emit
 from appliance.config import Settings
-from appliance.overview import Look, overview
+from appliance.overview import Look, look, overview
 from appliance.replay.text import printable
-from appliance.status import check_readable, read
-from appliance.wire import bpf
-from appliance.wire.ring import fill
+from appliance.status import check_readable
 
 PUBLISHED = 1.5  # seconds in which a live process publishes again
 POLL = 0.05
@@ -49,6 +47,10 @@ def doctor(
     if json:
         for finding in shown:
             emit(finding.to_json())
+    elif not console.is_terminal:
+        for finding in shown:
+            name = f"{finding.check} {finding.about}".strip()
+            console.print(printable(f"{finding.level.value:<7} {name}: {finding.sentence}"), soft_wrap=True)
     else:
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_column(no_wrap=True)
@@ -107,7 +109,7 @@ def status(
 def _looks(settings: Settings, watch: float | None) -> Iterator[dict[str, Any]]:
     """One overview with rates; with `watch` one after the other."""
     embedded = not settings.store.url
-    earlier = Look(time.time(), read(settings.data))
+    earlier = look(settings)
     later = _next(settings, earlier)
     yield overview(earlier, later, embedded=embedded)
     while watch:
@@ -120,26 +122,11 @@ def _next(settings: Settings, earlier: Look) -> Look:
     """A look in which every live process has published again, as far as they do in time: rates need two words."""
     deadline = time.monotonic() + PUBLISHED
     while True:
-        said = read(settings.data)
-        waiting = [name for name, before in earlier.said.items() if before.live and _same(before, said.get(name))]
+        later = look(settings)
+        waiting = [name for name, before in earlier.said.items() if before.live and _same(before, later.said.get(name))]
         if not waiting or time.monotonic() > deadline:
-            wire = said.get("wire")
-            return Look(time.time(), said, None if wire and wire.live else _ring(settings))
+            return later
         time.sleep(POLL)
-
-
-def _ring(settings: Settings) -> tuple[int, int] | None:
-    """Size and fill of the pinned ring; None: there is none, or this user may not look."""
-    try:
-        fd = bpf.get(settings.wire.bpffs / "ring")
-    except OSError:
-        return None
-    if fd is None:
-        return None
-    try:
-        return bpf.Map(fd).max_entries, fill(fd)
-    finally:
-        os.close(fd)
 
 
 def _same(before: Any, now: Any) -> bool:
@@ -212,7 +199,12 @@ def _record(said: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("lag to store", _seconds(store["lag_seconds"])),
         ("rows/s", _number(store["rows_per_second"])),
         ("open sessions", _number(said["sessions_open"])),
+        ("damaged parts of the journal", _damaged(journal["damaged_parts"], journal["damaged_bytes"])),
     ]
+
+
+def _damaged(parts: int | None, size: int | None) -> str:
+    return f"{parts} ({_bytes(size)})" if parts else UNKNOWN
 
 
 def _store(said: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -53,7 +53,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     for row in rows:
         shown.add_row(*(Text(printable(str(value))) for value in row))
     if shown.row_count:
-        console.print(shown)
+        show(shown)
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -63,4 +63,15 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> None:
     shown.add_column(overflow="fold")
     for name, value in pairs:
         shown.add_row(name, Text(printable(str(value))))
-    console.print(shown)
+    show(shown)
+
+
+def show(table: Table) -> None:
+    """Print it; on what is no terminal, no line has the blanks that make all of them as long as the longest."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        console.print(line.rstrip(), soft_wrap=True)

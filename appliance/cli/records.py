@@ -17,7 +17,7 @@ from appliance.errors import MalformedInput, Refused
 from appliance.model import Direction
 from appliance.replay import pcapng, terminal
 from appliance.replay.text import printable
-from appliance.store import query
+from appliance.store import query, whole
 from appliance.store.client import Store, open_store
 
 PAGE = 500  # messages fetched at a time
@@ -80,7 +80,7 @@ def sessions(
     subject: Annotated[str, typer.Option(help="Who the session belongs to.")] = "",
     run: Annotated[str, typer.Option("--run-id", help="The agent's task.")] = "",
     address: Annotated[str, typer.Option(help="Client's or server's address.")] = "",
-    coverage: Annotated[str, typer.Option(help="complete, opaque, partial or one-sided.")] = "",
+    coverage: Annotated[str, typer.Option(help="complete, opaque, partial, one-sided; open: goes on.")] = "",
     finding: Annotated[str, typer.Option(help="For example gap or overlap.")] = "",
     since: Since = None,
     until: Until = None,
@@ -130,19 +130,26 @@ def stream(
     data: Data = None,
     json: Json = False,
 ) -> None:
-    """Write exactly the bytes that one side sent to standard output. Gaps are told on standard error."""
+    """Write exactly the bytes that one side sent to standard output. Gaps are told on standard error.
+
+    Exit code 1 when the store has fewer bytes than were recorded: what it has is written all the same.
+    """
     with _reader(config_file, data) as store:
         found = _find(store, session)
+        lost = whole.missing(store, found, (direction,))
+        hole = "are missing" if lost else "were not recorded"
         expected = 0
         for offset, piece in query.stream(store, UUID(found["session_id"]), direction):
             if offset > expected:
-                errors.print(f"verbatim: bytes {expected} to {offset} were not recorded", soft_wrap=True)
+                errors.print(f"verbatim: bytes {expected} to {offset} {hole}", soft_wrap=True)
             expected = offset + len(piece)
             if json:
                 emit({"offset": offset, "base64": base64.b64encode(piece).decode("ascii")})
             else:
                 sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
+    if lost:
+        raise whole.damage(found, lost)
 
 
 def search(
@@ -218,11 +225,14 @@ def replay(
     with _reader(config_file, data) as store:
         found = _find(store, session)
         conversation = terminal.turns(_messages(store, UUID(found["session_id"])), terminal.parse_ns(found["started"]))
+        lost = whole.missing(store, found)
         if not json:
             terminal.play(console, found, conversation, pace)
-            return
-        for turn in conversation:
-            emit(turn.to_json())
+        else:
+            for turn in conversation:
+                emit(turn.to_json())
+    if lost:
+        raise whole.damage(found, lost)
 
 
 def export(
@@ -237,6 +247,7 @@ def export(
         raise Refused(f"{file}: exists already; name a new file")
     with _reader(config_file, data) as store:
         found = [_find(store, one) for one in session]
+        incomplete = [(one, lost) for one in found if (lost := whole.missing(store, one))]
         packets = 0
         with file.open("xb") as out:
             pcapng.write_header(out)
@@ -247,6 +258,9 @@ def export(
         emit({"file": str(file), "sessions": len(found), "packets": packets})
     else:
         console.print(f"{file}: {len(found)} sessions, {packets} packets", soft_wrap=True)
+    if incomplete:
+        one, lost = incomplete[0]
+        raise whole.damage(one, lost)
 
 
 def _reader(config_file: Path | None, data: Path | None) -> Store:

@@ -7,8 +7,10 @@ import typer
 from appliance import config
 from appliance.cli import supervise
 from appliance.cli.output import Config, Data, Json, console, emit, facts
+from appliance.errors import MalformedInput
 from appliance.identity import ca as authority
 from appliance.lock import only
+from appliance.replay.text import printable
 
 
 def register(app: typer.Typer) -> None:
@@ -26,18 +28,29 @@ def wire(
     config_file: Config = None,
     data: Data = None,
     tear_down: Annotated[
-        bool, typer.Option("--teardown", help="Detach and unpin everything, then end. Agents' traffic stops.")
+        bool, typer.Option("--teardown", help="Journal what the ring holds, take everything out of the kernel, end.")
+    ] = False,
+    stay_open: Annotated[
+        bool,
+        typer.Option("--open", help="Tear down while the kernel forwards, too: unrecorded traffic passes then."),
     ] = False,
     json: Json = False,
 ) -> None:
     """Attach the eBPF program, keep leases and rules, drain the ring into the journal (needs root)."""
-    from appliance.wire.daemon import run, teardown
+    from appliance.wire.daemon import run
+    from appliance.wire.teardown import teardown
 
+    if stay_open and not tear_down:
+        raise MalformedInput("--open: says how to tear down; give --teardown with it")
     settings = config.load(config_file, data=data)
     if tear_down:
-        teardown(settings)
+        removed = teardown(settings, stay_open=stay_open)
         if json:
-            emit({"torn_down": True})
+            emit({"torn_down": True, "removed": removed.things, "drained_bytes": removed.drained})
+            return
+        for thing in removed.things:
+            console.print(f"removed: {printable(thing)}")
+        console.print(f"journaled: {removed.drained} bytes of the ring" if removed.things else "nothing to remove")
     else:
         run(settings)
 
@@ -62,7 +75,9 @@ def api(config_file: Config = None, data: Data = None, json: Json = False) -> No
     """Serve leases, search and streams over HTTPS."""
     from api import app as service
 
-    service.run(config.load(config_file, data=data))
+    settings = config.load(config_file, data=data)
+    with only(settings.data, "api"):
+        service.run(settings)
 
 
 def show_ca(config_file: Config = None, data: Data = None, json: Json = False) -> None:

@@ -30,6 +30,7 @@ STOP_SECONDS = 20.0
 STOP_ORDER = ("api", "wire", "record", "store")  # so that the last that was recorded is stored
 BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0)
 FORMER_SECONDS = STOP_SECONDS + 10  # for processes of a supervisor that was killed to end
+FORMER_RUNNING = "they are waited for; stop them, unless they are of a 'verbatim up' that was killed and end anyway"
 WELL_AFTER = 30.0  # seconds of life after which a process counts as well again
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -99,6 +100,8 @@ class Supervisor:
     def _await_former(self) -> None:
         """Processes of a supervisor that was killed are ending: two at once would refuse each other."""
         former = {name: said.pid for name, said in status.read(self.settings.data).items() if _is_part(said.pid, name)}
+        if former:
+            self.log.warning("former-running", processes=former, seconds=FORMER_SECONDS, reason=FORMER_RUNNING)
         deadline = time.monotonic() + FORMER_SECONDS
         while not self.stopping and (left := {name: pid for name, pid in former.items() if _is_part(pid, name)}):
             if time.monotonic() > deadline:

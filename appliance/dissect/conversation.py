@@ -12,17 +12,17 @@ In: the bytes, gaps and ends of both directions, in order of arrival. Out: `Mess
 Instead of `Raw` a stream gets `Unframed`, which looks for credentials, where bytes may be the rest of a message: its
 start was not seen, bytes before the verdict are missing, or a dissector failed.
 
-A detector that is undecided holds back those after it, so the verdict does not depend on how the bytes were cut into
-segments. What arrived before the verdict is replayed in order of arrival, with its own times.
+The verdict is found in detection.py; what arrived before it is replayed in order of arrival, with its own times.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from appliance.dissect import Dissector, Match, Output, Torn
+from appliance.dissect import Dissector, Output, Torn
 from appliance.dissect.datagrams import RawDatagrams
+from appliance.dissect.detection import Detection, Event
 from appliance.dissect.dns import Dns
 from appliance.dissect.dns_tcp import DnsTcp
 from appliance.dissect.echo import Echo
@@ -39,16 +39,11 @@ STREAM: Final[tuple[type[Dissector], ...]] = (Tls, Postgres, Http1, DnsTcp, Raw)
 DATAGRAM: Final[tuple[type[Dissector], ...]] = (Dns, RawDatagrams)
 REGISTRIES: Final[dict[str, tuple[type[Dissector], ...]]] = {"tcp": STREAM, "icmp": (Echo, RawDatagrams)}
 
-MAX_PREFIX = 4096  # bytes of one direction on which every detector must have decided
-MAX_PENDING = 4 * MAX_PREFIX  # bytes of both directions that wait for a verdict
-MAX_PENDING_EVENTS = 1024  # segments that wait for a verdict
 MAX_HANDOVERS = 8  # successors followed in one session; then raw
 MAX_TORN = 1 << 13  # bytes that are redacted where a dissector's bug may have cut a credential
 MAX_GUARDED = 1024  # gaps of one direction; the last ones become one
 FAR: Final = 1 << 62
 AUTO = "auto"  # successor of a tunnel: detect again
-
-_Event = tuple[Literal["data", "gap", "close"], Direction, bytes, int, int]  # what, whose, bytes, length, time
 
 
 class Handover(NamedTuple):
@@ -62,7 +57,7 @@ class Handover(NamedTuple):
         return Handover(self.protocol, {direction.other: torn for direction, torn in self.torn.items()})
 
 
-class Conversation:
+class Conversation(Detection):
     """What the session stage uses: same methods as a dissector, for any protocol.
 
     `max_text` (characters) cuts the text of every message that comes out; dissectors have their own maximums too.
@@ -77,8 +72,7 @@ class Conversation:
         max_text: int | None = None,
         registry: tuple[type[Dissector], ...] | None = None,
     ) -> None:
-        self._datagrams = transport != "tcp"
-        self._registry = registry or REGISTRIES.get(transport, DATAGRAM)
+        super().__init__(registry or REGISTRIES.get(transport, DATAGRAM), datagrams=transport != "tcp")
         self._max_text = max_text
         self._received = {Direction.CLIENT: client_offset, Direction.SERVER: server_offset}
         self._last_ns = {Direction.CLIENT: 0, Direction.SERVER: 0}
@@ -86,14 +80,10 @@ class Conversation:
         self._dissector: Dissector | None = None
         self._chain: list[tuple[str, int, int]] = []  # name and first offsets of every dissector so far
         self._past_attrs: dict[str, Any] = {}
-        self._ended: set[Direction] = set()
         self._was_opaque = False
-        self._unseen: set[Direction] = set()  # directions that may begin within a message
-        self._damaged = False  # bytes before the verdict are missing
         self._handed: Handover | None = None
         self._guarded: dict[Direction, list[tuple[int, int]]] = {}  # gaps that may have held credentials
         self.protocol = ""  # the last one that was recognised; `raw` if none was; "" while undecided
-        self._start_detection()
 
     # -- what is known of the session ------------------------------------------------------------------------------
 
@@ -222,7 +212,7 @@ class Conversation:
     def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
         if self._dissector is None or not data:
             return self._take(("data", direction, data, len(data), ts_ns)) if data else []
-        event: _Event = ("data", direction, data, len(data), ts_ns)
+        event: Event = ("data", direction, data, len(data), ts_ns)
         out = self._dissect(event)
         if self._dissector.successor is not None:
             out += self._follow(reversed(self._hand_over(self._dissector, event)))
@@ -236,10 +226,10 @@ class Conversation:
             return []
         return self._take(("close", direction, b"", 0, ts_ns))
 
-    def _take(self, event: _Event) -> Output:
+    def _take(self, event: Event) -> Output:
         return self._cut_all(self._follow((event,)))
 
-    def _follow(self, events: Iterable[_Event]) -> Output:
+    def _follow(self, events: Iterable[Event]) -> Output:
         out: Output = []
         todo = [*events]  # a stack: what a dissector leaves to its successor comes before anything else
         while todo:
@@ -263,68 +253,15 @@ class Conversation:
 
     # -- detecting -------------------------------------------------------------------------------------------------
 
-    def _start_detection(self) -> None:
-        self._pending: list[_Event] = []
-        self._pending_bytes = 0
-        self._prefix = {Direction.CLIENT: b"", Direction.SERVER: b""}
-        self._frozen: set[Direction] = set()  # a gap, or a datagram's end, ended this direction's prefix
-
-    def _detect(self, event: _Event) -> list[_Event]:
+    def _detect(self, event: Event) -> list[Event]:
         """Keep the event; once the protocol is known, every event kept since detection began."""
-        what, direction, data, length, _ = event
         if self._handed is not None and self._unseen and not self._chain:
             known = {one.protocol: one for one in self._registry} | ({"raw": Unframed} if self._handed.torn else {})
             return [*self._begin(known.get(self._handed.protocol, Unframed)), event]
-        self._pending.append(event)
-        if what == "close":
-            self._ended.add(direction)
-        elif what == "data":
-            self._pending_bytes += length
-            if direction not in self._frozen:
-                self._prefix[direction] = (self._prefix[direction] + data)[:MAX_PREFIX]
-                if self._datagrams:
-                    self._frozen.add(direction)
-        elif what == "gap":
-            self._damaged = True
-            if self._prefix[direction]:
-                self._frozen.add(direction)
-            else:
-                self._unseen.add(direction)
-        if not self._pending_bytes:
-            if len(self._pending) > MAX_PENDING_EVENTS:
-                return self._begin(self._last())
-            return []
-        chosen = self._verdict(final=self._must_decide())
+        chosen = self._keep(event)
         return [] if chosen is None else self._begin(chosen)
 
-    def _must_decide(self) -> bool:
-        return (
-            max(map(len, self._prefix.values())) >= MAX_PREFIX
-            or self._pending_bytes >= MAX_PENDING
-            or len(self._pending) >= MAX_PENDING_EVENTS
-            or any(prefix and direction in self._ended for direction, prefix in self._prefix.items())
-            or len(self._ended) == len(self._prefix)
-        )
-
-    def _verdict(self, final: bool) -> type[Dissector] | None:
-        client, server = self._prefix[Direction.CLIENT], self._prefix[Direction.SERVER]
-        for candidate in self._registry:
-            try:
-                match = candidate.detect(client, server)
-            except Exception:  # a bug in a detector: the others go on
-                match = Match.NO
-            if match is Match.YES:
-                return self._last() if candidate is self._registry[-1] else candidate
-            if match is Match.MORE and not final:
-                return None
-        return self._last()
-
-    def _last(self) -> type[Dissector]:
-        """What fits everything."""
-        last = self._registry[-1]
-        return Unframed if last is Raw and (self._unseen or self._damaged) else last
-
-    def _begin(self, chosen: type[Dissector]) -> list[_Event]:
+    def _begin(self, chosen: type[Dissector]) -> list[Event]:
         client, server = self._base[Direction.CLIENT], self._base[Direction.SERVER]
         dissector = self._dissector = chosen(client, server)
         handed, self._handed = self._handed, None
@@ -344,7 +281,7 @@ class Conversation:
 
     # -- dissecting ------------------------------------------------------------------------------------------------
 
-    def _dissect(self, event: _Event) -> Output:
+    def _dissect(self, event: Event) -> Output:
         what, direction, data, length, ts_ns = event
         dissector = self._dissector
         assert dissector is not None  # the caller checked
@@ -366,7 +303,7 @@ class Conversation:
             self._ended.add(direction)
         return out
 
-    def _degrade(self, broken: Dissector, event: _Event, bug: Exception) -> Output:
+    def _degrade(self, broken: Dissector, event: Event, bug: Exception) -> Output:
         """A dissector's bug: say so, without the exception's text (it may quote bytes), and go on as raw."""
         what, direction, data, length, ts_ns = event
         start = self.settled(direction)
@@ -399,10 +336,10 @@ class Conversation:
         ranges = ((whose, self.settled(whose), self._received[whose]) for whose in Direction)
         return [Redaction(whose, start, end, "unread") for whose, start, end in ranges if start < end]
 
-    def _hand_over(self, done: Dissector, event: _Event) -> list[_Event]:
+    def _hand_over(self, done: Dissector, event: Event) -> list[Event]:
         """Put the successor in place. Returns what it has to read first, the other direction's bytes before."""
         direction = event[1]
-        left: list[_Event] = []
+        left: list[Event] = []
         for whose in (direction.other, direction):
             rest = self._rest(done, whose)
             self._received[whose] -= len(rest)

@@ -1,9 +1,11 @@
-"""What is known of one direction of HTTP/1.x; the table of its states is in http1.py."""
+"""What is known of one direction of HTTP/1.x; the table of its states is in http_framing.py."""
 
 from enum import Enum, auto
 
-from appliance.dissect.http_lost import Lost
-from appliance.dissect.http_message import Open
+from appliance.dissect import Torn
+from appliance.dissect.http_lost import Lost, last_line
+from appliance.dissect.http_message import MAX_CREDENTIAL_BODY, Open
+from appliance.dissect.http_secrets import opens_secret_field
 
 
 class State(Enum):
@@ -41,3 +43,13 @@ class Side:
     @property
     def offset(self) -> int:
         return self.received - len(self.buffer) + self.place
+
+    def torn(self) -> Torn:
+        """What follows if the dissection breaks off now."""
+        if self.lost is not None:
+            return self.lost.torn(self.buffer)
+        if self.message is None or self.state is State.TRAILERS:
+            return Torn(line=opens_secret_field(last_line(self.buffer)))
+        if not self.message.guarded:
+            return Torn()
+        return Torn(size=self.remaining) if self.state is State.FIXED else Torn(upto=MAX_CREDENTIAL_BODY)

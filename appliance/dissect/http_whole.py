@@ -1,9 +1,9 @@
 """The short way for nearly all of HTTP/1.x: a head, whole in one piece, with nothing odd about its lines.
 
-`request` and `response` give the very message that the state machine in http1.py would, if its body came with it, or
-None. What they take: each field's name once, no transfer or content coding, no upgrade, a body of known length up to
-`MAX_CREDENTIAL_BODY` that can't hold a credential. Of any other message `Whole` spares the state machine to look for
-the head's end, for credentials and for oddities in it.
+`request` and `response` give the very message that the state machine in http_framing.py would, if its body came with
+it, or None. What they take: each field's name once, no transfer or content coding, no upgrade, a body of known length
+up to `MAX_CREDENTIAL_BODY` that can't hold a credential. Of any other message `Whole` spares the state machine to look
+for the head's end, for credentials and for oddities in it.
 """
 
 import hashlib

@@ -38,10 +38,9 @@ from appliance.dissect.postgres_frames import (
     SERVER_TYPES,
     STARTUP_PACKET,
     Frame,
-    Half,
-    Mode,
     sane,
 )
+from appliance.dissect.postgres_half import Half, Mode
 from appliance.dissect.postgres_requests import Request, Step
 from appliance.dissect.postgres_server import ServerSide
 from appliance.dissect.postgres_session import Shared

@@ -15,7 +15,6 @@ from appliance.config import Settings
 from appliance.doctor import data, locks, machine, network, rules, services
 from appliance.doctor.finding import Check, Finding, Level, exit_code
 from appliance.errors import VerbatimError
-from appliance.status import read
 
 __all__ = ["Check", "Finding", "Level", "examine", "exit_code"]
 
@@ -25,12 +24,13 @@ Look = Callable[[], Iterable[Finding]]
 
 def examine(settings: Settings, *, root: bool) -> list[Finding]:
     """Every check's findings, in the order of `Check`."""
-    said, now = read(settings.data), time.time()
+    heard, unheard = services.heard(settings)
+    said, now = heard or {}, time.time()
     slow: list[tuple[Check, str, Look]] = [
         (Check.FEATURES, "", machine.features),
         (Check.INTERLOCK, "", partial(locks.lock, settings)),
         (Check.OTHER_TABLES, "", partial(locks.other_tables, settings)),
-        (Check.STORE, "", partial(services.store, settings, said)),
+        (Check.STORE, "", partial(services.store, settings, heard)),
         *((Check.ISSUERS, one.issuer, partial(services.issuer, settings, one)) for one in settings.issuers),
     ]
     waiting = [(check, about, _begin(check, about, look)) for check, about, look in slow]
@@ -44,7 +44,7 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
         (Check.MEMORY, partial(machine.memory, settings)),
         (Check.LIMITS, machine.limits),
         (Check.CLOCK, partial(machine.clock, settings)),
-        (Check.FORWARDING, partial(network.forwarding, settings)),
+        (Check.FORWARDING, partial(network.forwarding, settings, heard)),
         (Check.RP_FILTER, partial(network.rp_filter, settings)),
         (Check.REDIRECTS, partial(network.switches, settings)),
         (Check.INTERFACES, partial(network.interfaces, settings, nics)),
@@ -52,16 +52,17 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
         (Check.RULES, partial(rules.rules, settings, nics)),
         (Check.RULES, partial(rules.routes, settings, nics)),
         (Check.API, partial(rules.api, settings, nics)),
-        (Check.PORTS, partial(services.ports, settings, said)),
+        (Check.PORTS, partial(services.ports, settings, heard)),
         (Check.PINS, partial(locks.pins, settings)),
         (Check.RING, partial(locks.ring, settings)),
         (Check.FILTERS, partial(locks.attached, settings, nics)),
         (Check.DATA, partial(data.folder, settings)),
         (Check.DISK, partial(data.disk, settings)),
-        (Check.JOURNAL, partial(data.journal, settings, said)),
+        (Check.JOURNAL, partial(data.journal, settings, heard)),
+        (Check.JOURNAL, partial(data.aside, settings)),
         (Check.JOURNAL_KEY, partial(data.journal_key, settings)),
         (Check.CA, partial(data.authority, settings)),
-        (Check.PROCESSES, partial(services.processes, settings, said, now)),
+        (Check.PROCESSES, lambda: unheard or services.processes(settings, said, now)),
         (Check.REFUSALS, partial(services.refusals, said)),
     ]
     found = [*blind, *(finding for check, look in quick for finding in _careful(check, "", look))]

@@ -16,8 +16,9 @@ from appliance.config import Settings
 from appliance.doctor.finding import Check, Finding, Level
 from appliance.errors import DamagedEvidence, MalformedInput, Refused, Unavailable
 from appliance.identity.ca import RENEW_BEFORE
-from appliance.journal import JournalKey
+from appliance.journal import JournalKey, set_aside
 from appliance.overview import Said, number, value
+from appliance.wire.drain import check_bounds
 
 INODES = 10_000  # free ones under which a busy store runs out soon
 MEMORY_SYSTEMS = {"tmpfs", "ramfs", "overlay"}  # what they hold is gone with the machine, or the container
@@ -85,7 +86,16 @@ def _kind(path: Path) -> str:
     return found
 
 
-def journal(settings: Settings, said: Said) -> Iterator[Finding]:
+def journal(settings: Settings, said: Said | None) -> Iterator[Finding]:
+    """Its bounds, and its room as the wire process says it. `said`: None: this user may not see that."""
+    try:
+        check_bounds(settings.journal, settings.wire.ring_bytes)
+    except MalformedInput as error:
+        what, _, remedy = str(error).partition("; ")
+        yield Finding(Check.JOURNAL, "bounds", Level.FAIL, what.removeprefix("journal: "), remedy)
+    if said is None:
+        yield Finding(Check.JOURNAL, "", Level.UNKNOWN, "its room cannot be seen", "run it as root")
+        return
     wire = said.get("wire")
     used, room = number(wire, "journal", "bytes"), number(wire, "journal", "room")
     if used is None or room is None:
@@ -103,6 +113,20 @@ def journal(settings: Settings, said: Said) -> Iterator[Finding]:
         yield Finding(Check.JOURNAL, "", Level.WARN, f"more than half full: {text}", remedy)
     else:
         yield Finding(Check.JOURNAL, "", Level.OK, text)
+
+
+def aside(settings: Settings) -> Iterator[Finding]:
+    """What could not be read, and is kept for people to look at."""
+    kept = set_aside(settings.data)
+    if kept.parts:
+        where = " and ".join(map(str, kept.folders))
+        text = f"{kept.parts} parts ({kept.size} bytes) could not be read and are kept in {where}"
+        remedy = "see 'verbatim events --kind journal-gap' and the disk's health; then keep them elsewhere"
+        yield Finding(Check.JOURNAL, "damaged", Level.WARN, text, remedy)
+    for path in kept.streams:
+        text = f"{path} is a journal of another format version"
+        remedy = "read it with the version of Verbatim that wrote it, then keep it elsewhere"
+        yield Finding(Check.JOURNAL, path.name, Level.WARN, text, remedy)
 
 
 def journal_key(settings: Settings) -> Iterator[Finding]:

@@ -1,4 +1,8 @@
-"""The two locks: the pinned program with its filters, and the nftables table; and what else could open a way."""
+"""The locks: the pinned programs with their filters, and the nftables table; and what else could open a way.
+
+A lock that is missing while the gateway forwards is a failure, whatever was or was not started before. While it does
+not forward, one that was never made is the state before the first start.
+"""
 
 import json
 import os
@@ -10,7 +14,7 @@ from pyroute2 import IPRoute
 
 from appliance.config import Settings
 from appliance.doctor.finding import Check, Finding, Level
-from appliance.doctor.network import Nic
+from appliance.doctor.network import Nic, forwards
 from appliance.doctor.scratch import apart
 from appliance.errors import MalformedInput, Unavailable
 from appliance.wire import abi, bpf, filters, interlock, loader, program
@@ -18,6 +22,8 @@ from appliance.wire.ring import fill
 
 TIMEOUT = 4.0  # seconds for one run of nft
 START = "start 'verbatim wire', which makes it"
+OPEN = ", and forwarding is on"
+CLOSE = "start 'verbatim wire'; until it runs: sysctl -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0"
 PLACES = {"program": filters.ARRIVAL, "gate": filters.DEPARTURE}  # pin -> where it is attached
 HELD = 0.9  # of the fill at which windows are held (bpf/clamp.h): bulk comes ever nearer to it, and gets on no more
 TRANSLATION = ("snat", "dnat", "masquerade", "redirect")
@@ -31,7 +37,7 @@ def pins(settings: Settings) -> Iterator[Finding]:
     wanted = {*PLACES, *shapes}
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not there & wanted:
-        yield Finding(Check.PINS, "", Level.WARN, f"nothing is pinned in {folder}", START)
+        yield _absent(settings, Check.PINS, f"nothing is pinned in {folder}")
         return
     if missing := sorted(wanted - there):
         yield Finding(
@@ -51,6 +57,13 @@ def pins(settings: Settings) -> Iterator[Finding]:
         yield Finding(Check.PINS, "", Level.WARN, text, "restart 'verbatim wire'")
     else:
         yield Finding(Check.PINS, "", Level.OK, f"program and {len(shapes)} maps in {folder}")
+
+
+def _absent(settings: Settings, check: Check, text: str, *, begun: bool = False) -> Finding:
+    """A lock that is not there. `begun`: the others say that it was."""
+    if forwards(settings):
+        return Finding(check, "", Level.FAIL, text + OPEN, CLOSE)
+    return Finding(check, "", Level.FAIL if begun else Level.WARN, text, START)
 
 
 def ring(settings: Settings) -> Iterator[Finding]:
@@ -103,7 +116,7 @@ def attached(settings: Settings, nics: Mapping[str, Nic]) -> Iterator[Finding]:
     pinned = {name: fd for name in there if (fd := bpf.get(folder / name)) is not None}
     try:
         if set(pinned) != set(PLACES):
-            yield Finding(Check.FILTERS, "", Level.WARN, "there is no pinned program that could be attached", START)
+            yield _absent(settings, Check.FILTERS, "there is no pinned program that could be attached")
             return
         wanted = [filters.Filter(place, pinned[name], bpf.program_id(pinned[name])) for name, place in PLACES.items()]
         with IPRoute() as netlink:
@@ -138,7 +151,7 @@ def lock(settings: Settings) -> Iterator[Finding]:
     name = f"table inet {wire.table}"
     now = _table(wire.table)
     if now is None:
-        yield Finding(Check.INTERLOCK, "", Level.WARN if _untouched(settings) else Level.FAIL, f"no {name}", START)
+        yield _absent(settings, Check.INTERLOCK, f"no {name}", begun=wire.bpffs.is_dir())
         return
 
     def made() -> str | None:
@@ -150,11 +163,6 @@ def lock(settings: Settings) -> Iterator[Finding]:
         yield Finding(Check.INTERLOCK, "", Level.FAIL, text, "restart 'verbatim wire', which replaces it")
     else:
         yield Finding(Check.INTERLOCK, "", Level.OK, f"{name} is as it should be")
-
-
-def _untouched(settings: Settings) -> bool:
-    """Has the appliance not been started since boot?"""
-    return not settings.wire.bpffs.is_dir()
 
 
 def other_tables(settings: Settings) -> Iterator[Finding]:

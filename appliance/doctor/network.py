@@ -17,9 +17,11 @@ from pyroute2.ethtool import Ethtool
 
 from appliance.config import Settings
 from appliance.doctor.finding import Check, Finding, Level
+from appliance.overview import Said
 
 SYSCTL = Path("/proc/sys/net")
 FAMILIES = {"ipv4": "IPv4", "ipv6": "IPv6"}
+FORWARDING = {"IPv4": "ipv4/ip_forward", "IPv6": "ipv6/conf/all/forwarding"}
 ETHERNET = 1  # ARPHRD_ETHER
 UP = 1  # IFF_UP
 MERGING = ("rx-lro",)  # offloads that make other packets of those that came: what is forwarded is not what was sent
@@ -75,21 +77,40 @@ SWITCHES = (
 )  # fmt: skip
 
 
-def forwarding(settings: Settings, root: Path = SYSCTL) -> Iterator[Finding]:
-    for name, path in (("IPv4", "ipv4/ip_forward"), ("IPv6", "ipv6/conf/all/forwarding")):
+def forwards(settings: Settings, root: Path = SYSCTL) -> bool:
+    """May this machine forward what agents send, as far as the kernel's switches go?"""
+    own = [f"{family}/conf/{name}/forwarding" for family in FAMILIES for name in _names(settings)]
+    return any(_read(root / path) not in (None, 0) for path in (*FORWARDING.values(), *own))
+
+
+def forwarding(settings: Settings, said: Said | None, root: Path = SYSCTL) -> Iterator[Finding]:
+    """Off until the wire process runs, on from then on: before, nothing would hold back what is not recorded.
+
+    `said`: what the processes published; None: this user may not see it.
+    """
+    wire = said.get("wire") if said is not None else None
+    for name, path in FORWARDING.items():
         switch = root / path
         if not switch.exists():
             yield Finding(
                 Check.FORWARDING, name, Level.WARN, "this kernel has no such protocol", "load it, if agents use it"
             )
-        elif switch.read_text("ascii").strip() == "0":
-            yield Finding(Check.FORWARDING, name, Level.FAIL, f"{_key(path)} is off", _set(path, 1))
-        else:
+        elif switch.read_text("ascii").strip() != "0":
             yield Finding(Check.FORWARDING, name, Level.OK, "on")
+        elif said is None:
+            text = f"{_key(path)} is off, as it should be until 'verbatim wire' runs; whether it does, cannot be seen"
+            yield Finding(Check.FORWARDING, name, Level.UNKNOWN, text, "run it as root")
+        elif wire is not None and wire.live:
+            text = f"{_key(path)} is off: nothing is forwarded"
+            yield Finding(Check.FORWARDING, name, Level.FAIL, text, _turn_on(path))
+        else:
+            text = f"{_key(path)} is off, as it should be until 'verbatim wire' runs"
+            yield Finding(Check.FORWARDING, name, Level.WARN, text, f"start it, then {_turn_on(path)}")
     for interface in _names(settings):
         path = f"ipv4/conf/{interface}/forwarding"
         if _read(root / path) == 0 and _read(root / "ipv4/ip_forward") == 1:
-            yield Finding(Check.FORWARDING, f"IPv4 {interface}", Level.FAIL, f"{_key(path)} is off", _set(path, 1))
+            text = f"{_key(path)} is off"
+            yield Finding(Check.FORWARDING, f"IPv4 {interface}", Level.FAIL, text, _turn_on(path))
 
 
 def rp_filter(settings: Settings, root: Path = SYSCTL) -> Iterator[Finding]:
@@ -258,6 +279,11 @@ def _read(path: Path) -> int | None:
 def _key(path: str) -> str:
     """As sysctl(8) wants it: with slashes where a name has a dot, as eth0.10 has."""
     return f"net/{path}" if "." in path else f"net.{path.replace('/', '.')}"
+
+
+def _turn_on(path: str) -> str:
+    """Never at boot, when no lock stands."""
+    return f"sysctl -w {_key(path)}=1, in ExecStartPost= of its unit, not in /etc/sysctl.d"
 
 
 def _set(path: str, value: int) -> str:

@@ -12,30 +12,38 @@ from joserfc.jwk import ECKey, RSAKey
 
 from appliance.config import Issuer, Settings
 from appliance.doctor.finding import Check, Finding, Level
+from appliance.doctor.network import forwards
 from appliance.doctor.rules import opens
 from appliance.errors import MalformedInput, Unavailable, VerbatimError
 from appliance.health import MAX_LAG, PROCESSES, State, parts
 from appliance.identity.jwks import Key, fetch_json, fetch_keys
 from appliance.overview import Said, backlog_seconds, counts, lag_seconds
-from appliance.status import check_readable
+from appliance.status import check_readable, read
 from appliance.store import schema
 from appliance.store.client import open_store
+from appliance.store.link import SERVICE_FILE
 
 STEP, WHOLE = 1.5, 4.0  # seconds for each step of an issuer's answer, and for the answer
 LISTEN = "0A"  # TCP_LISTEN in /proc/net/tcp
 CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}  # RFC 7518 §3.4
 
 
-def processes(settings: Settings, said: Said, now: float) -> Iterator[Finding]:
-    """Each process's faults. One that never ran is a warning while the kernel has nothing of ours."""
+def heard(settings: Settings) -> tuple[Said | None, list[Finding]]:
+    """What the processes published; None where this user may not see it. And what is wrong with asking."""
     try:
         check_readable(settings.data)
-    except (MalformedInput, Unavailable) as error:
+    except MalformedInput as error:
         what, _, remedy = str(error).partition("; ")
-        level = Level.FAIL if isinstance(error, MalformedInput) else Level.UNKNOWN
-        yield Finding(Check.PROCESSES, "", level, what, remedy)
-        return
-    begun = bool(said) or settings.wire.bpffs.is_dir()
+        return {}, [Finding(Check.PROCESSES, "", Level.FAIL, what, remedy)]
+    except Unavailable as error:
+        what, _, remedy = str(error).partition("; ")
+        return None, [Finding(Check.PROCESSES, "", Level.UNKNOWN, what, remedy)]
+    return read(settings.data), []
+
+
+def processes(settings: Settings, said: Said, now: float) -> Iterator[Finding]:
+    """Each process's faults. One that never ran is a warning while the gateway does not forward, nor has a pin."""
+    begun = bool(said) or settings.wire.bpffs.is_dir() or forwards(settings)
     for name, part in parts(said, embedded=not settings.store.url, names=PROCESSES).items():
         for fault, text in part.faults.items():
             what, _, remedy = text.rpartition("; ") if "; " in text else (text, "", "")
@@ -66,8 +74,8 @@ def refusals(said: Said) -> Iterator[Finding]:
         yield Finding(Check.REFUSALS, "", Level.OK, text)
 
 
-def ports(settings: Settings, said: Said) -> Iterator[Finding]:
-    """Are the addresses that the processes want to listen on free, or theirs?"""
+def ports(settings: Settings, said: Said | None) -> Iterator[Finding]:
+    """Are the addresses that the processes want to listen on free, or theirs? `said`: None: that cannot be seen."""
     taken = listeners()
     wanted = [("api", "api.listen", address) for address in settings.api.listen]
     if not settings.store.url:
@@ -81,12 +89,16 @@ def ports(settings: Settings, said: Said) -> Iterator[Finding]:
                 text = f"{setting} {address!r} is not an address and port"
                 yield Finding(Check.PORTS, process, Level.FAIL, text, "write 127.0.0.1:0 or [::1]:0")
             continue
-        status = said.get(process)
+        status = said.get(process) if said is not None else None
+        used = any(each == number and _clash(at, other) for other, each in taken)
         if number == 0:
             continue
         if status is not None and status.live:
             yield Finding(Check.PORTS, process, Level.OK, f"{address} is its own")
-        elif any(used == number and _clash(at, each) for each, used in taken):
+        elif used and said is None:
+            text = f"{address} is in use; whether by 'verbatim {process}', cannot be seen"
+            yield Finding(Check.PORTS, process, Level.UNKNOWN, text, "run it as root")
+        elif used:
             text = f"{address} is in use by another program"
             remedy = f"stop that (ss -ltnp 'sport = :{number}'), or change {setting}"
             yield Finding(Check.PORTS, process, Level.FAIL, text, remedy)
@@ -115,11 +127,20 @@ def listeners() -> list[tuple[IPv4Address | IPv6Address, int]]:
     return found
 
 
-def store(settings: Settings, said: Said) -> Iterator[Finding]:
-    """Does it answer, with this release's tables? An embedded store that nobody serves is not opened."""
-    if not settings.store.url and not ((status := said.get("store")) and status.live):
-        yield Finding(Check.STORE, "", Level.WARN, "is not served now", "start 'verbatim store'")
-        return
+def store(settings: Settings, said: Said | None) -> Iterator[Finding]:
+    """Does it answer, with this release's tables? An embedded store that nobody serves is not opened.
+
+    `said`: None: whether anybody does cannot be seen. Raises `PermissionError` where this user may not ask.
+    """
+    if not settings.store.url:
+        if said is None:
+            yield Finding(Check.STORE, "", Level.UNKNOWN, "whether it is served cannot be seen", "run it as root")
+            return
+        if not ((status := said.get("store")) and status.live):
+            yield Finding(Check.STORE, "", Level.WARN, "is not served now", "start 'verbatim store'")
+            return
+        with suppress(FileNotFoundError), (settings.data / "run" / SERVICE_FILE).open("rb"):
+            pass  # whoever may not read where it answers would be told that it does not
     try:
         with open_store(settings, "reader", embed=False) as opened:
             ((row),) = opened.select("SELECT max(version) AS version FROM schema_version")
@@ -136,6 +157,8 @@ def issuer(settings: Settings, one: Issuer) -> Iterator[Finding]:
     try:
         keys = fetch_keys(one, partial(fetch_json, seconds=STEP, deadline=WHOLE))
     except (Unavailable, MalformedInput) as error:
+        if isinstance(error.__cause__, PermissionError):  # of the certificate file, which the API's user may read
+            raise error.__cause__ from error
         text = str(error).removeprefix(f"issuer {one.issuer}: ")
         what, _, remedy = text.partition("; ")
         remedy = remedy or "see that this machine reaches it, and issuers[].issuer, jwks_uri and ca"

@@ -61,7 +61,7 @@ def fetch_json(issuer: Issuer, url: str, seconds: float = FETCH_TIMEOUT, deadlin
 
 
 async def _get(issuer: Issuer, url: str, seconds: float) -> bytes:
-    context = _trust(issuer)
+    context = trust(issuer)
     headers = {"Accept": "application/json", "Accept-Encoding": "identity"}  # what is packed could be of any size
     body = bytearray()
     async with (
@@ -78,7 +78,8 @@ async def _get(issuer: Issuer, url: str, seconds: float) -> bytes:
     return bytes(body)
 
 
-def _trust(issuer: Issuer) -> ssl.SSLContext:
+def trust(issuer: Issuer) -> ssl.SSLContext:
+    """What the issuer's certificate is verified with. Raises `Unavailable` where that file cannot be used."""
     try:
         return ssl.create_default_context(cafile=str(issuer.ca) if issuer.ca else None)
     except OSError as error:

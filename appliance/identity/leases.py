@@ -42,6 +42,7 @@ class What(StrEnum):
 
     GRANTED = "granted"
     RENEWED = "renewed"
+    RESTORED = "restored"  # by a wire process that started, as the one before it left it
     REVOKED = "revoked"
     EXPIRED = "expired"
     SUPERSEDED = "superseded"

@@ -69,7 +69,7 @@ Its second frame, at 200, is a RING span "0123456789abcdef" of ring positions 64
 All of this file, and more, is in tests/vectors/journal.
 """
 
-from appliance.journal.aside import set_damage_aside, set_foreign_aside
+from appliance.journal.aside import Aside, set_aside, set_damage_aside, set_foreign_aside
 from appliance.journal.folder import Cursor, beginning, release
 from appliance.journal.format import MAX_PAYLOAD, PLAIN, RING, Buffer, Frame, FrameKind, Layout
 from appliance.journal.key import JournalKey
@@ -80,6 +80,7 @@ __all__ = [
     "MAX_PAYLOAD",
     "PLAIN",
     "RING",
+    "Aside",
     "Buffer",
     "Cursor",
     "Damage",
@@ -92,6 +93,7 @@ __all__ = [
     "Writer",
     "beginning",
     "release",
+    "set_aside",
     "set_damage_aside",
     "set_foreign_aside",
 ]

@@ -2,7 +2,9 @@
 
 import fcntl
 import os
+import re
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Final
@@ -12,6 +14,8 @@ from appliance.journal.folder import FORMAT, Folder
 from appliance.journal.format import HEADER_BYTES, VERSION
 from appliance.journal.key import sync_folder
 
+_DAMAGED: Final = "damaged"
+_MOVED: Final = re.compile(r".+\.old[0-9]+")
 _MAX_DAMAGED: Final = 64 * 2**20  # bytes of one stream's damaged parts that are kept
 _MAX_PART: Final = 4 * 2**20  # of one of them: the end of a segment is mostly empty
 
@@ -48,7 +52,7 @@ def set_damage_aside(folder: Path, segment: int, start: int, end: int) -> Path |
     At most 4 MiB of them. None: there is no room for them (64 MiB in one stream), or the file is gone. Safe to repeat.
     """
     end = min(end, start + _MAX_PART)
-    aside = folder / "damaged"
+    aside = folder / _DAMAGED
     copy = aside / f"{segment:016x}-{start:x}-{end:x}"
     with suppress(OSError):  # the damage itself is reported all the same
         aside.mkdir(mode=0o700, exist_ok=True)
@@ -61,7 +65,34 @@ def set_damage_aside(folder: Path, segment: int, start: int, end: int) -> Path |
                 file.seek(start)
                 content += file.read(end - start)
             fresh = copy.with_suffix(".new")
-            fresh.write_bytes(content)
+            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as made:
+                made.write(content)
             fresh.replace(copy)
             return copy
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What was moved out of the way and is still there: `parts` of `size` bytes in `folders`, and whole `streams`."""
+
+    parts: int
+    size: int
+    folders: tuple[Path, ...]
+    streams: tuple[Path, ...]
+
+
+def set_aside(data: Path) -> Aside:
+    """Of all streams of a data folder. Raises `PermissionError` where this user may not look."""
+    parts, folders, streams = [], [], []
+    try:
+        for stream in sorted((data / "journal").iterdir()):
+            if _MOVED.fullmatch(stream.name):
+                streams.append(stream)
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found = [entry.stat().st_size for entry in os.scandir(stream / _DAMAGED) if entry.is_file()]
+                parts += found
+                folders += [stream / _DAMAGED] if found else []
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return Aside(len(parts), sum(parts), tuple(folders), tuple(streams))

@@ -134,7 +134,7 @@ class Writer:
         if length > self.max_payload:
             raise Refused(f"journal: a frame of {length} bytes is over the limit of {self.max_payload}; split it")
         if kind is FrameKind.SPAN and self._disk_free() < self._settings.min_free_bytes:
-            raise self._full("the disk has less than min_free_bytes left")
+            raise JournalFull(f"{self._folder.path}: {self.shortage()}")
         if self._file < 0 or self._offset + frame_bytes(length) > self._segment_bytes:
             self._rotate(kind)
         size = self._seal.seal(
@@ -182,6 +182,20 @@ class Writer:
             return 0
         rest = self._segment_bytes - self._offset if self._file >= 0 else 0
         return max(0, rest) + self._slots(FrameKind.SPAN, free) * self._capacity
+
+    def shortage(self, kind: FrameKind = FrameKind.SPAN) -> str:
+        """What bounds the room for frames of this kind now, the disk or `max_bytes`, with the remedy."""
+        free, settings = self._disk_free(), self._settings
+        allowed, on_disk = self._bounds(kind, free)
+        if kind is FrameKind.SPAN and (free < settings.min_free_bytes or on_disk < allowed):
+            left = f"the disk has {free} bytes left, too few beyond journal.min_free_bytes ({settings.min_free_bytes})"
+            return f"{left} for what the ring may hold; free disk space"
+        if on_disk < allowed:
+            return "the disk is full; free disk space"
+        return (
+            f"the journal is as large as journal.max_bytes ({settings.max_bytes}) lets it be; see why verbatim record "
+            "lags, or raise it"
+        )
 
     def size(self) -> int:
         """Bytes of all files of the stream."""
@@ -248,26 +262,27 @@ class Writer:
 
     def _slots(self, kind: FrameKind, free: int) -> int:
         """How many further segments a frame of this kind may open, with `free` bytes left on the disk."""
+        return max(0, min(self._bounds(kind, free)))
+
+    def _bounds(self, kind: FrameKind, free: int) -> tuple[int, int]:
+        """Further segments that `max_bytes` allows (also less than 0), and that the disk has room for."""
         listing = self._folder.listing()
         kept = self._segment_bytes if kind is FrameKind.SPAN else 0
         allowed = (self._settings.max_bytes - kept - sum(listing.segments.values())) // self._segment_bytes
         on_disk = (free - (self._settings.min_free_bytes if kind is FrameKind.SPAN else 0)) // self._segment_bytes
-        return max(0, min(allowed, len(listing.free) + max(0, on_disk)))
-
-    def _full(self, why: str) -> JournalFull:
-        return JournalFull(f"{self._folder.path}: {why}; let the recorder catch up or give the journal more room")
+        return allowed, len(listing.free) + max(0, on_disk)
 
     def _rotate(self, kind: FrameKind) -> None:
         self._folder.forget()
         if self._slots(kind, self._disk_free()) < 1:
-            raise self._full("the journal has reached its limit")
+            raise JournalFull(f"{self._folder.path}: {self.shortage(kind)}")
         self.sync()
         sequence = self._segment + 1
         try:
             path, file = self._take()
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise self._full("the disk is full") from error
+                raise JournalFull(f"{self._folder.path}: the disk is full; free disk space") from error
             raise Unavailable(f"{self._folder.path}: {error.strerror}; see to the disk") from error
         header = SegmentHeader(
             self._key.key_id, self.stream, sequence, self._next, self._segment_bytes, self._salt(SALT_BYTES)

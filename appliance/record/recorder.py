@@ -366,6 +366,6 @@ def _weight(rows: list[Row]) -> int:
 
 def _interrupted(row: SessionRow) -> SessionRow:
     """The last revision of a session that can't be continued."""
-    worst = Coverage.ONE_SIDED if row.coverage is Coverage.ONE_SIDED else Coverage.PARTIAL
+    worst = Coverage.PARTIAL if row.client_packets and row.server_packets else Coverage.ONE_SIDED
     findings = tuple(sorted({*row.findings, "state-lost"}))
     return msgspec.structs.replace(row, seq=row.seq + 1, ending=Ending.INTERRUPTED, coverage=worst, findings=findings)

@@ -61,11 +61,14 @@ def run(settings: Settings) -> None:
 
 def _opened(settings: Settings, store: Sink, unfinished: Unfinished, ended: threading.Event) -> Recorder | None:
     """Of the wire's stream; waits while that is of another version, until the wire process has set it aside."""
+    told = ""
     while not ended.is_set():
         try:
             return Recorder(settings, settings.data / "journal" / "wire", store, unfinished)
         except MalformedInput as error:
-            log.error("journal-version", reason=str(error))
+            if str(error) != told:
+                told = str(error)
+                log.error("journal-version", reason=told)
             status.publish(settings.data, "record", {"store": "ok", "faults": {"journal-version": str(error)}})
             ended.wait(1.0)
     return None

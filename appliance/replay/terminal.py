@@ -56,7 +56,8 @@ def play(console: Console, session: dict[str, Any], conversation: Iterable[Turn]
             console.print(Text(f"            … {turn.at - clock:.1f} s", style="dim"))
         clock = max(clock, turn.at)
         show(console, turn)
-    console.print(Text(f"ended: {session['ending']} · coverage: {session['coverage']}", style="dim"))
+    so_far, ended = (" so far", "not yet") if session["ending"] == "open" else ("", session["ending"])
+    console.print(Text(f"ended: {ended} · coverage{so_far}: {session['coverage']}", style="dim"))
 
 
 def show(console: Console, turn: Turn) -> None:

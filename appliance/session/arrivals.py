@@ -10,7 +10,8 @@ from typing import Any
 
 from appliance import config
 from appliance.model import UNBOUND, Ending, Identity, Row
-from appliance.session import events
+from appliance.session import bypassed, events
+from appliance.session.bypassed import Bypassed
 from appliance.session.datagrams import DatagramSession
 from appliance.session.fragments import Fragments
 from appliance.session.identifiers import MEMORY, MEMORY_BEFORE, session_id
@@ -25,12 +26,12 @@ from appliance.session.packets import (
     checksum_holds,
     is_server,
     network,
-    options,
     transport,
 )
 from appliance.session.session import ENDINGS, Birth
 from appliance.session.sessions import AnySession, Key, Sessions, choose, key_of
-from appliance.session.tcp import ACK, RST, SYN, UNUSUAL, URG, Segment, TcpSession
+from appliance.session.tcp import TcpSession
+from appliance.session.tcp_segment import ACK, SYN, UNUSUAL, URG, Segment, annotated
 from appliance.session.timeline import Timeline
 from appliance.wire.abi import (
     RECORD_F_FRAGMENT,
@@ -67,6 +68,7 @@ class Arrivals:
         self._name = stream.hex()
         self._sessions = Sessions(settings)
         self._fragments = Fragments()
+        self._bypassed = Bypassed()
         self._unseen = 0  # bytes of records since memory was looked at
         self._looked = -1  # position of the event that would have told of that
 
@@ -216,7 +218,7 @@ class Arrivals:
             None,
         )
         if flags & (SYN | URG) or header != _BARE.get(data[0] if data else 0, 0):
-            segment = _annotated(segment, record, data)
+            segment = annotated(segment, record, data)
         key = key_of(record)
         found = self._sessions.find(key)
         session: TcpSession | None = None
@@ -319,6 +321,10 @@ class Arrivals:
         if record.lease and record.lease not in self.identities:
             text = "the journal that is left does not say whose lease this is"
             session.finding("unknown-lease", None, 0, 0, session.last_ns, text, out)
+        session.began = record.time + (self.time.base or 0)
+        if (bounds := self._bypassed.at(session.began)) is not None:
+            session.bypassed = True
+            session.blame(bypassed.KIND, bypassed.TEXT, bounds.attrs, out)
 
     def _flow_end(self, position: int, record: Record, data: memoryview, wall_ns: int, out: list[Row]) -> None:
         """The kernel's counters of a flow, and its opinion on how it ended."""
@@ -373,7 +379,15 @@ class Arrivals:
         """Something was lost while these sessions were open."""
         for session in self._sessions:
             session.damaged = True
-            session.finding(kind, None, 0, 0, session.last_ns, text, out, attrs)
+            session.blame(kind, text, attrs, out)
+
+    def unguarded(self, said: dict[str, Any], out: list[Row]) -> None:
+        """Packets may have passed without a record, between bounds that the event says."""
+        bounds = self._bypassed.add(said, self.time.base or 0)
+        if bounds is not None:
+            for session in self._sessions.within(bounds.since, bounds.until):
+                session.bypassed = True
+                session.blame(bypassed.KIND, bypassed.TEXT, bounds.attrs, out)
 
     def _relieve(self, position: int, out: list[Row]) -> None:
         """Keep the sessions' memory within its bound; `position`: of the event that tells of it."""
@@ -390,23 +404,3 @@ class Arrivals:
         if self._fragments.lost:
             out.append(events.fragments_lost(self._name, position, self.time.wall_ns, self._fragments.lost))
             self._fragments.lost = 0
-
-
-def _annotated(segment: Segment, record: Record, data: memoryview) -> Segment:
-    """With what stands in the options and behind the flag for urgent data."""
-    if record.length != len(data):  # put together from fragments: there is no IP header
-        return segment
-    found = options(data)
-    urgent = None
-    where = network(data)
-    if segment.flags & URG and where is not None and where.start + 20 <= len(data):
-        urgent = int.from_bytes(data[where.start + 18 : where.start + 20], "big")
-    long = 18 if segment.flags & RST else 5  # bytes of a list that Linux looks through for MD5 and for AO
-    return segment._replace(
-        fault="malformed-options" if found.broken >= long else "",
-        scale=found.scale if segment.flags & SYN else None,
-        stamp=found.stamp,
-        urgent=urgent,
-        selective=found.selective,
-        signed=found.signed,
-    )

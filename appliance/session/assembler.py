@@ -16,6 +16,7 @@ from appliance.journal import Damage, Frame, FrameKind, Layout
 from appliance.model import UNBOUND, Identity, Row
 from appliance.session import events
 from appliance.session.arrivals import Arrivals
+from appliance.session.bypassed import KIND as UNGUARDED
 from appliance.session.identifiers import UNREADABLE, frame_position
 from appliance.session.place import Place
 from appliance.wire.abi import Record
@@ -114,6 +115,8 @@ class Assembler:
                 self._lease(said)
             elif frame.kind is FrameKind.OPEN:
                 self._open(frame, said, out)
+            elif frame.kind is FrameKind.EVENT and said.get("kind") == UNGUARDED:
+                self._arrivals.unguarded(said, out)
             elif frame.kind is FrameKind.CLOSE and self.source != "wire":
                 self._arrivals.end(frame_position(frame.number), out)
 

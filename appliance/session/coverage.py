@@ -32,10 +32,17 @@ def missing(side: Side) -> int:
     return max(side.missing, side.acknowledged - side.recorded)
 
 
-def judge(sides: tuple[Side, Side], kernel: tuple[Kernel, Kernel] | None, opaque: bool, damaged: bool) -> Coverage:
+def judge(
+    sides: tuple[Side, Side],
+    kernel: tuple[Kernel, Kernel] | None,
+    opaque: bool,
+    damaged: bool,
+    bypassed: bool = False,
+) -> Coverage:
     """The worst that applies. `damaged`: packets may have been lost unseen and nothing proves that none was.
 
-    The kernel's counters outvote an unseen start: it had recorded every packet that it counted.
+    The kernel's counters outvote an unseen start: it had recorded every packet that it counted. They say nothing of
+    what may have been `bypassed`: packets that the program did not get.
     """
     if not all(side.packets for side in sides):
         return Coverage.ONE_SIDED
@@ -44,7 +51,12 @@ def judge(sides: tuple[Side, Side], kernel: tuple[Kernel, Kernel] | None, opaque
         for side, counted in zip(sides, kernel, strict=True)
     )
     unseen = not all(side.begun for side in sides) or damaged
-    if any(missing(side) for side in sides) or (kernel is not None and not agreed) or (unseen and not agreed):
+    if (
+        any(missing(side) for side in sides)
+        or (kernel is not None and not agreed)
+        or (unseen and not agreed)
+        or bypassed
+    ):
         return Coverage.PARTIAL
     return Coverage.OPAQUE if opaque else Coverage.COMPLETE
 

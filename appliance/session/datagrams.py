@@ -42,7 +42,6 @@ class DatagramSession(Session):
             text = f"{lost} bytes are missing"
             self.finding("gap", side, start, start + lost, wall_ns, text, out, {"reason": "snapped"})
             self._lost(side, lost, wall_ns, out)
-        self._refresh(out)
 
     def kernel_end(self, flow: Flow, ending: Ending, now: int) -> None:
         """The kernel's last word on the flow."""

@@ -14,7 +14,7 @@ OVERHEAD = 128
 
 
 class Doubt(NamedTuple):
-    """`fin`: a FIN follows the bytes. `why`: see `STRAYS` and `REJECTS` in tcp.py."""
+    """`fin`: a FIN follows the bytes. `why`: see `STRAYS` and `REJECTS` in tcp_segment.py."""
 
     start: int
     data: bytes

@@ -28,7 +28,8 @@ class Place:
     def opened(self, ring: str, said: dict[str, Any]) -> dict[str, Any] | None:
         """The wire process goes on with this ring: what of the former one may be lost, None if nothing is.
 
-        `after` and `until` say which one was drained, and to where, before this one took over.
+        `after` and `until` say which one was drained, and to where, before this one took over; `position`, up to where
+        this one was drained.
         """
         lost: dict[str, Any] | None = None
         if self.ring and ring != self.ring:
@@ -36,7 +37,10 @@ class Place:
                 lost = {"ring": self.ring, "from": self.end, "new_ring": ring}
             self.end = None
         position = said.get("position")
-        if self.end is None and isinstance(position, int):
-            self.end = position
+        if isinstance(position, int):
+            if self.end is not None and position > self.end:  # the tail of the journal is gone
+                lost = {"from": self.end, "to": position}
+            if self.end is None or lost is not None:
+                self.end = position
         self.ring = ring
         return lost

@@ -13,6 +13,7 @@ from appliance.dissect import Output
 from appliance.dissect.conversation import Conversation, Handover
 from appliance.model import (
     ChunkRow,
+    Coverage,
     Direction,
     Ending,
     FindingRow,
@@ -28,7 +29,6 @@ from appliance.session.chunks import Chunk, Outlet
 from appliance.session.pieces import Data
 from appliance.wire.abi import Flow, FlowEnd, SideState
 
-REFRESH_NS = 60_000_000_000  # between two revisions of a long session
 MAX_FINDINGS = 1000  # rows of one kind in one session; more are only counted
 LINGER_NS = 2_000_000_000  # recorded time after its end for which packets still belong to a session
 DIRECTIONS = (Direction.CLIENT, Direction.SERVER)
@@ -73,8 +73,11 @@ class Session(ABC):
         "_found",
         "_news",
         "_seqs",
+        "_shown",
         "ahead",
+        "began",
         "birth",
+        "bypassed",
         "carried",
         "closed",
         "conversation",
@@ -89,7 +92,8 @@ class Session(ABC):
         "packets",
         "protocol",
         "queued",
-        "reported_ns",
+        "queued_row",
+        "refreshed",
         "serial",
         "touched",
     )
@@ -108,6 +112,7 @@ class Session(ABC):
         self.deadline = 0  # recorded time at which an ended session is closed
         self.closed = False
         self.damaged = False  # the journal or the ring lost something while it was open
+        self.bypassed = False  # packets may have passed that not even the kernel counted
         self.kernel: tuple[coverage.Kernel, coverage.Kernel] | None = None
         self._counted = 0  # start of the flow whose counters were added last
         self._former: tuple[coverage.Kernel, coverage.Kernel] | None = None  # those before it
@@ -116,7 +121,10 @@ class Session(ABC):
         self.serial = 0  # its number among all sessions
         self.queued = 0  # the deadline with which it stands in the queue of ended sessions
         self.touched = 0  # recorded time of the last packet
-        self.reported_ns = birth.started_ns
+        self.began = 0  # recorded time of the first packet
+        self.queued_row = False  # waits for a row that is up to date
+        self.refreshed = 0  # rows that were made for no other reason
+        self._shown = 0  # packets of which the last row knows
         self._seqs = [0, 0, 0, 0]  # session, message, chunk, finding
         self._found: Counter[str] = Counter()
         self._news = False  # a kind of finding that the last revision did not have
@@ -218,7 +226,7 @@ class Session(ABC):
                 transport=birth.transport,
                 protocol=self.protocol,
                 identity=birth.identity,
-                coverage=coverage.judge(sides, self.kernel, self.conversation.opaque, self.damaged),
+                coverage=self._judge(sides),
                 client_bytes=sides[0].recorded,
                 server_bytes=sides[1].recorded,
                 client_packets=self.packets[0],
@@ -229,8 +237,18 @@ class Session(ABC):
                 attrs=self._attrs(sides),
             )
         )
-        self.reported_ns = self.last_ns
+        self._shown = sum(self.packets)
         self._news = False
+
+    @property
+    def outdated(self) -> bool:
+        """Whether packets came since the last row."""
+        return sum(self.packets) != self._shown
+
+    def blame(self, kind: str, text: str, attrs: dict[str, Any], out: list[Row]) -> None:
+        """A finding about the recording itself, on the session's row at once: nothing else may come for long."""
+        self.finding(kind, None, 0, 0, self.last_ns, text, out, attrs)
+        self.revise(out)
 
     def finding(
         self,
@@ -296,10 +314,6 @@ class Session(ABC):
         self._emit(self.conversation.close(DIRECTIONS[side], ts_ns), out)
         self._settle_both(out)
 
-    def _refresh(self, out: list[Row]) -> None:
-        if self.last_ns - self.reported_ns >= REFRESH_NS:
-            self.revise(out)
-
     def _settle_both(self, out: list[Row]) -> None:
         for side in (0, 1):
             self._settle(side, out)
@@ -362,6 +376,11 @@ class Session(ABC):
     @abstractmethod
     def _sides(self) -> tuple[coverage.Side, coverage.Side]:
         """What was seen of the client's and of the server's direction."""
+
+    def _judge(self, sides: tuple[coverage.Side, coverage.Side]) -> Coverage:
+        """Only what is missing is said before the end: the rest may still change."""
+        found = coverage.judge(sides, self.kernel, self.conversation.opaque, self.damaged, self.bypassed)
+        return found if self.closed or found is Coverage.PARTIAL else Coverage.OPEN
 
     def _attrs(self, sides: tuple[coverage.Side, coverage.Side]) -> dict[str, Any]:
         attrs = self.conversation.attrs | {"coverage": coverage.statement(sides, self.kernel)}

@@ -20,7 +20,11 @@ from appliance.session.memory import (
     Relief,
     Weights,
 )
-from appliance.session.tcp import ACK, FORGET_NS, SYN, Segment, TcpSession
+from appliance.session.refresh import Refresher
+from appliance.session.session import LINGER_NS
+from appliance.session.streams import FORGET_NS
+from appliance.session.tcp import TcpSession
+from appliance.session.tcp_segment import ACK, SYN, Segment
 from appliance.wire.abi import Record
 
 STUB_NS = 10_000_000_000  # longer than the kernel keeps ended flows
@@ -78,6 +82,7 @@ class Sessions:
         self._unheard: OrderedDict[int, None] = OrderedDict()  # flows of such stubs as were dropped
         self._left: OrderedDict[Key, Handover] = OrderedDict()  # of interrupted streams, by the client's key
         self._weights = Weights(settings.max_memory)
+        self._refresher = Refresher()
 
         self.use(settings)
 
@@ -105,6 +110,16 @@ class Sessions:
         """In order of serial, so that what is said of all of them comes in the same order every time."""
         both: list[AnySession] = [*self._streams.values(), *self._datagrams.values()]
         return iter(sorted(both, key=lambda session: session.serial))
+
+    def within(self, since: int, until: int) -> list[AnySession]:
+        """Those that were open at any time between these, also if they ended a moment ago."""
+        ended = [
+            session
+            for forgotten, session in self._stubs
+            if (session.deadline - LINGER_NS if session.deadline else forgotten - STUB_NS) >= since
+        ]
+        going = [session for session in self if not session.deadline or session.deadline - LINGER_NS >= since]
+        return [session for session in (*ended, *going) if session.began <= until]
 
     def find(self, key: Key) -> tuple[AnySession, int] | None:
         """The newest session between these ports, and who of it the sender is."""
@@ -259,6 +274,7 @@ class Sessions:
                 continue
             if session.idle_work(wall_ns + session.ahead, out):
                 self._active[serial] = session
+            self._refresher.note(session)
             self._weights.put(serial, session.weight)
         while self._ended and self._ended[0][0] <= now:
             deadline, serial = self._ended.popleft()
@@ -275,6 +291,7 @@ class Sessions:
                 if now - session.touched < idle:
                     break
                 self._close(session, session.ending if session.deadline else Ending.IDLE, now, out)
+        self._refresher.work(now, self._open, out)
         self._forget(now)
 
     def end_all(self, ending: Ending, now: int, out: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""A TCP session: two streams, the opening and closing handshakes, and what the peers say of each other's bytes.
+"""A TCP session: the opening and closing handshakes, and what the peers say of each other's bytes.
 
 What a receiver drops is no part of the conversation: segments without ACK, with old time stamps (PAWS), with
 acknowledgements of what was never sent, with a signature that was not agreed on (`_fault`). The streams keep them in
@@ -8,77 +8,31 @@ An ending is an assumption until `LINGER_NS` later: a reset may be forged, and o
 shows by its acknowledgement of bytes behind it, which opens the session again.
 """
 
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 from appliance.model import Ending, Row
 from appliance.session import coverage
-from appliance.session.chunks import Chunk, merged
-from appliance.session.memory import STREAM_BYTES
-from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stray
-from appliance.session.reassembly import HOLD_NS, Stream
-from appliance.session.session import DIRECTIONS, LINGER_NS, REFRESH_NS, Birth, Session
+from appliance.session.pieces import Piece
+from appliance.session.reassembly import HOLD_NS
+from appliance.session.session import DIRECTIONS, LINGER_NS, Birth
+from appliance.session.streams import StreamSession
+from appliance.session.tcp_segment import ACK, FIN, REJECTS, RST, SYN, Segment
 from appliance.wire.abi import SIDE_F_SYN, Flow
 
-FIN, SYN, RST, ACK, URG = 1, 2, 4, 16, 32
-UNUSUAL = FIN | SYN | RST | ACK | URG  # a segment of an established connection has only the last of these
 UNKNOWN_SCALE = 14  # the largest (RFC 7323 §2.3), where the SYN was not seen
-FORGET_NS = 10_000_000_000  # silence after which delivered bytes are not kept for comparison any more
 PAWS_NS = 24 * 86_400 * 1_000_000_000  # silence after which any time stamp is new (RFC 7323 §5.5)
-STRAYS = {
-    "out-of-window": "bytes beyond the receiver's window",
-    "beyond-fin": "bytes behind the end of the stream",
-    "before-start": "bytes before the first byte of the recorded stream",
-    "after-reset": "bytes behind a reset",
-}
-REJECTS = {
-    "bad-checksum": "its checksum is wrong",
-    "no-acknowledgement": "it has no ACK flag",
-    "old-timestamp": "its time stamp is older than what came before",
-    "unsent-acknowledged": "it acknowledges bytes that were never sent",
-    "old-acknowledgement": "its acknowledgement is too old",
-    "malformed-options": "its options are malformed",
-    "signature": "it has a signature that was not agreed on",
-    "syn-data": "it is a SYN, and the receiver did not take data with it",
-    "reset": "it is a reset",
-}
 
 
-class Segment(NamedTuple):
-    """A packet as TCP sees it. `scale`: of a SYN's option, else None. `payload`: its length on the wire.
-
-    `fault`: one of `REJECTS`, "" for none. `stamp`: of the time stamp option. `urgent`: the pointer, with its flag.
-    `selective`, `signed`: options SACK permitted (of a SYN) and TCP-MD5 or TCP-AO.
-    """
-
-    seq: int
-    ack: int
-    flags: int
-    window: int
-    payload: int
-    data: bytes
-    scale: int | None
-    fault: str = ""
-    stamp: int | None = None
-    urgent: int | None = None
-    selective: bool = False
-    signed: bool = False
-
-
-class TcpSession(Session):
+class TcpSession(StreamSession):
     """`previous`: an older connection between the same ports that packets may still belong to."""
 
     __slots__ = (
-        *("_both_scale", "_calm", "_gaps", "_midstream", "_only_resets", "_scales", "_signed", "_stamps", "_untold"),
-        *("previous", "stamped", "streams", "summed"),
+        *("_both_scale", "_calm", "_midstream", "_only_resets", "_scales", "_signed", "_stamps", "_untold"),
+        *("previous", "stamped", "summed"),
     )
 
-    BYTES = STREAM_BYTES
-
     def __init__(self, birth: Birth, max_text: int, max_buffer: int) -> None:
-        super().__init__(birth, max_text)
-        strict = bool(birth.flow)
-        self.streams = (Stream(max_buffer, strict), Stream(max_buffer, strict))
+        super().__init__(birth, max_text, max_buffer)
         self.previous: TcpSession | None = None
         self._scales = [UNKNOWN_SCALE, UNKNOWN_SCALE]
         self._both_scale = True  # unless a SYN came without the option
@@ -89,16 +43,7 @@ class TcpSession(Session):
         self._stamps: list[int | None] = [None, None]  # the newest that the receiver remembers (RFC 7323 §4.3)
         self.summed = [False, False]  # a checksum was right
         self.stamped = False  # both SYNs had time stamps
-        self._gaps: list[Gap | None] = [None, None]  # a finding that may still grow
         self._calm = False  # known to be established with nothing that waits; what may change that clears it
-
-    @property
-    def held_bytes(self) -> int:
-        return super().held_bytes + sum(stream.held_bytes for stream in self.streams)
-
-    @property
-    def weight(self) -> int:
-        return super().weight + self.streams[0].weight + self.streams[1].weight
 
     @property
     def answered(self) -> bool:
@@ -164,7 +109,6 @@ class TcpSession(Session):
             self._closing(wall_ns, now, out)
         if self.deadline and not flags & RST:
             self._reopening(side, stream.next > before, wall_ns, out)
-        self._refresh(out)
 
     def _fault(self, side: int, segment: Segment, quiet: bool) -> str:
         """Why the receiver drops the segment (Linux: `tcp_validate_incoming`, `tcp_ack`), "" if it does not.
@@ -240,8 +184,6 @@ class TcpSession(Session):
             if self._gaps[side] is not None:
                 self._tell_gap(side, out)
             self._data(side, stream.take(data, wall_ns), out)
-        if self.last_ns - self.reported_ns >= REFRESH_NS:
-            self.revise(out)
         return True
 
     def _calmed(self) -> bool:
@@ -283,23 +225,6 @@ class TcpSession(Session):
         self._tell_midstream(wall_ns, out)
         super().idle_work(wall_ns, out)
         return waiting
-
-    def unblock(self, out: list[Row]) -> bool:
-        gaps = False
-        for side, stream in enumerate(self.streams):
-            pieces: list[Piece] = []
-            stream.unblock(self.last_ns, pieces)
-            if pieces:
-                self._put(side, pieces, self.last_ns, out)
-            gaps = gaps or any(isinstance(piece, Gap) for piece in pieces)
-        self.forget()
-        self.flush(out)
-        return gaps
-
-    def forget(self) -> None:
-        """A silent session needs less memory."""
-        for stream in self.streams:
-            stream.forget()
 
     # -- handshakes ------------------------------------------------------------------------------------------------
 
@@ -377,106 +302,6 @@ class TcpSession(Session):
             self.ending, self.deadline = Ending.OPEN, 0
             for one in self.streams:
                 one.revived = False
-
-    # -- pieces of the streams -------------------------------------------------------------------------------------
-
-    def _put(self, side: int, pieces: list[Piece], wall_ns: int, out: list[Row]) -> None:
-        """Take pieces of one direction. What the other one holds, its start being unknown, goes along by time."""
-        other = self.streams[1 - side]
-        if not other.holding:
-            self._pieces(side, pieces, out)
-            return
-        held: list[Piece] = []
-        other.begin(wall_ns, held)
-        self._both(side, pieces, held, out)
-
-    def _both(self, side: int, pieces: list[Piece], others: list[Piece], out: list[Row]) -> None:
-        """Pieces of both directions, each in its order, by time."""
-        timed: list[tuple[int, int, Piece]] = []
-        for whose, some in ((side, pieces), (1 - side, others)):
-            latest = 0
-            for piece in some:
-                latest = max(latest, piece.ts_ns)
-                timed.append((latest, whose, piece))
-        timed.sort(key=lambda entry: entry[:2])
-        for whose, run in groupby(timed, lambda entry: entry[1]):
-            self._pieces(whose, [piece for _, _, piece in run], out)
-
-    def _pieces(self, side: int, pieces: list[Piece], out: list[Row]) -> None:
-        outlet = self.outlets[side]
-        chunks: list[Chunk] = []
-        for piece in pieces:
-            if isinstance(piece, Data):
-                if self._gaps[side] is not None:
-                    self._tell_gap(side, out)
-                self._data(side, piece, out)
-            elif isinstance(piece, Gap):
-                self._gap(side, piece, out)
-            elif isinstance(piece, Overlap):
-                end = piece.start + len(piece.data)
-                hidden = self._hidden(side, piece.start, piece.data, piece.ts_ns, out, outlet.copies + 1)
-                number = outlet.copy(piece.start, piece.data, piece.ts_ns, chunks, hidden)
-                text = f"{len(piece.data)} bytes were sent with two contents; the stream has what receivers keep"
-                attrs = {"copy": number}
-                self.finding("overlap", side, piece.start, end, piece.ts_ns, text, out, attrs)
-            elif isinstance(piece, Late):
-                end = piece.offset + len(piece.data)
-                hidden = self._hidden(side, piece.offset, piece.data, piece.ts_ns, out)
-                outlet.late(piece.offset, piece.data, piece.ts_ns, hidden)
-                text = "bytes came after they had been given up; they are in the stream, but were not dissected"
-                self.finding("late", side, piece.offset, end, piece.ts_ns, text, out)
-            elif isinstance(piece, Stray):
-                start = max(0, piece.start)
-                hidden = self._hidden(side, piece.start, piece.data, piece.ts_ns, out, outlet.copies + 1)
-                number = outlet.copy(piece.start, piece.data, piece.ts_ns, chunks, hidden)
-                strayed = {"copy": number, "offset": piece.start, "bytes": len(piece.data), "reason": piece.why}
-                end = start + len(piece.data)
-                if piece.why in STRAYS:
-                    self.finding("out-of-window", side, start, end, piece.ts_ns, STRAYS[piece.why], out, strayed)
-                else:
-                    text = f"a segment that receivers drop: {REJECTS[piece.why]}"
-                    self.finding("rejected", side, start, end, piece.ts_ns, text, out, strayed)
-            else:
-                self._note(side, piece, out)
-        if chunks:
-            self._chunks(side, chunks, out)
-        self._settle(side, out)
-
-    def _hidden(
-        self, side: int, start: int, data: bytes, ts_ns: int, out: list[Row], copy: int = 0
-    ) -> list[tuple[int, int]]:
-        """Ranges of late bytes, or of a copy with this number, that are kept by length only."""
-        hidden = merged(self.conversation.aside(DIRECTIONS[side], start, data, late=not copy))
-        for low, high in hidden:
-            text = f"unread: {high - low} bytes are kept by length only"
-            if copy:  # it has no bytes of the stream
-                attrs = {"what": "unread", "copy": copy, "offset": start + low, "bytes": high - low}
-                self.finding("redacted", side, start, start, ts_ns, text, out, attrs)
-            else:
-                self.finding("redacted", side, start + low, start + high, ts_ns, text, out, {"what": "unread"})
-        return hidden
-
-    def _gap(self, side: int, gap: Gap, out: list[Row]) -> None:
-        """Neighbouring gaps (a capture that keeps headers only) become one finding."""
-        known = self._gaps[side]
-        if known is not None and known.end == gap.start and known.why == gap.why:
-            self._gaps[side] = known._replace(end=gap.end)
-        else:
-            if known is not None:
-                self._tell_gap(side, out)
-            self._gaps[side] = gap
-        self._lost(side, gap.end - gap.start, gap.ts_ns, out)
-
-    def _tell_gap(self, side: int, out: list[Row]) -> None:
-        gap = self._gaps[side]
-        if gap is not None:
-            self._gaps[side] = None
-            text = f"{gap.end - gap.start} bytes are missing"
-            self.finding("gap", side, gap.start, gap.end, gap.ts_ns, text, out, {"reason": gap.why})
-
-    def _note(self, side: int, note: Note, out: list[Row]) -> None:
-        text = "a FIN that is not the end of the stream; receivers ignore it"
-        self.finding(note.kind, side, note.start, note.end, note.ts_ns, text, out)
 
     def _finish_streams(self, out: list[Row]) -> None:
         self._calm = False

@@ -13,13 +13,14 @@ from uuid import UUID
 from appliance.config import Settings
 from appliance.errors import DamagedEvidence, MalformedInput, Refused, Unavailable
 from appliance.model import Row
-from appliance.store import rows
+from appliance.store import rows, stock
 from appliance.store.link import Link, Role, connect
 from appliance.store.rows import AuditRow, Block, Table
 
 BATCH_ROWS = 65536
 BATCH_BYTES = 64 * 2**20  # of one insert; twice what a recorder gathers in a batch
 IDS_PER_QUERY = 1000
+NO_ROOM, NO_MEMORY = stock.NO_ROOM, 241
 TOO_MUCH = {158, 159, 241, 307, 396}  # ClickHouse: rows, time, memory, bytes or result over the limit
 AUTHENTICATION_FAILED = 516
 REFUSED = {164, 497, AUTHENTICATION_FAILED}  # the first two: read only, access denied
@@ -51,7 +52,7 @@ class Store:
                 self._put(block)
 
     def _put(self, block: Block) -> None:
-        taken = self._guarded(lambda link: link.insert(block))
+        taken = self._guarded(lambda link: link.insert(block), writing=True)
         if taken != block.rows:
             raise DamagedEvidence(
                 f"store took {taken} of {block.rows} rows for {block.table}; the batch may be repeated safely"
@@ -92,7 +93,7 @@ class Store:
 
         return self._guarded(run)
 
-    def _guarded(self, run: Callable[[Link], Answer]) -> Answer:
+    def _guarded(self, run: Callable[[Link], Answer], writing: bool = False) -> Answer:
         """Run against the open link. The driver's errors become ours, without its text: it may quote captured bytes."""
         from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 
@@ -101,6 +102,15 @@ class Store:
             return run(link)
         except (ClickHouseError, RuntimeError, OSError) as error:
             code = error.code if isinstance(error, Error) else None
+            if code == NO_ROOM:
+                raise Unavailable(
+                    f"store at {link.where} takes no rows: its disk is full, or has less than its reserve; "
+                    "free disk space there"
+                ) from error
+            if code == NO_MEMORY and writing:
+                raise Unavailable(
+                    f"store at {link.where} has too little memory for the batch; raise store.max_memory"
+                ) from error
             if code in TOO_MUCH:
                 raise Refused("query exceeds the store's limits; narrow its time range or its terms") from error
             if code is None or (

@@ -5,15 +5,21 @@ Nothing here may run before a fork: a forked child's queries hang.
 
 import fcntl
 import os
+import re
+import shutil
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from appliance.config import Settings
 from appliance.errors import Unavailable
 from appliance.store import schema
 from appliance.store.rows import Block
+from appliance.store.stock import Stock, no_room
 
 # One insert is one block, and so one part per partition; batches are made by the recorder, not by the engine.
 INSERT_SETTINGS = {
@@ -36,10 +42,16 @@ CACHES = {
     "query_condition_cache_size": 16 * 2**20,
     "compiled_expression_cache_size": 16 * 2**20,
 }
+_SAID = re.compile(r"(Code: \d+)")
 
 
 def store_path(data: Path) -> Path:
     return data / "store"
+
+
+def reserve(settings: Settings) -> int:
+    """Bytes of the disk that the store leaves free: less than the journal does, so that what it holds can be stored."""
+    return settings.journal.min_free_bytes // 2
 
 
 class Lock:
@@ -92,21 +104,26 @@ class Lock:
 class Handle:
     """One connection to the engine, in the store's database."""
 
-    def __init__(self, path: Path, memory: int = 0) -> None:
+    def __init__(self, path: Path, stock: Stock, memory: int = 0) -> None:
         """`memory`: bytes that the engine may take; what the process's first handle says holds for all."""
         import chdb
 
         limits = {**CACHES, "max_server_memory_usage": memory} if memory else {}
         asked = "&".join(f"{name}={value}" for name, value in limits.items())
-        try:
+        self._path = path
+        self._stock = stock
+        with told(path):
             self._connection = chdb.connect(f"{path}?{asked}" if asked else str(path))
-            self.run(f"CREATE DATABASE IF NOT EXISTS {schema.DATABASE}")
-            self.run(f"USE {schema.DATABASE}")
-        except RuntimeError as error:
-            raise Unavailable(
-                f"store {path} cannot be opened by chDB; another folder may be open in this process, "
-                "or its files belong to another user"
-            ) from error
+            try:
+                self.run(f"CREATE DATABASE IF NOT EXISTS {schema.DATABASE}")
+                self.run(f"USE {schema.DATABASE}")
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def another(self) -> "Handle":
+        """One more connection to the same engine."""
+        return Handle(self._path, self._stock)
 
     def run(self, sql: str, form: str = "TabSeparated", params: dict[str, str] | None = None) -> bytes:
         """Run one statement, return its whole result. Raises chDB's RuntimeError."""
@@ -126,13 +143,28 @@ class Handle:
                 yield bytes(block.bytes())
 
     def insert(self, block: Block) -> int:
-        """Insert the block exactly once; return the number of rows that the engine took."""
+        """Insert the block exactly once; return its number of rows when all of them are there.
+
+        Raises `Unavailable` when the disk has no room for it, and chDB's RuntimeError when the engine refuses it.
+        """
+        self._stock.room(len(block.body))
         settings = ", ".join(f"{name} = {value}" for name, value in INSERT_SETTINGS.items())
-        columns = ", ".join(f"`{name}`" for name in block.columns)
-        statement = f"INSERT INTO {block.table} ({columns}) SETTINGS {settings}"
         if block.token:
-            statement += f", insert_deduplication_token = '{block.token}'"
-        inserter = self._connection.send_insert(statement, "Native")
+            settings += f", insert_deduplication_token = '{block.token}'"
+        try:
+            with self._stock.turn(self.run, block.table):
+                taken = self._send(block, settings)
+                self._stock.settle(self.run, block, taken, settings)
+        except RuntimeError as error:
+            if no_room(error):
+                raise Unavailable(f"store {self._path} takes no rows: its disk is full; free disk space") from error
+            raise
+        return taken
+
+    def _send(self, block: Block, settings: str) -> int:
+        """How many rows the engine has read. It may not have stored them: see `Stock`."""
+        columns = ", ".join(f"`{name}`" for name in block.columns)
+        inserter = self._connection.send_insert(f"INSERT INTO {block.table} ({columns}) SETTINGS {settings}", "Native")
         try:
             inserter.append(block.body)
             return int(inserter.finish().rows_written)
@@ -156,10 +188,59 @@ class Handle:
         self.close()
 
 
-def create(data: Path, memory: int) -> Handle:
-    """Make the folder and the tables, return a handle (`memory`: as there). The caller holds the folder's `Lock`."""
+def create(data: Path, memory: int, reserve: int = 0) -> Handle:
+    """Make the folder and the tables, return a handle (`memory`, `reserve`: as there and in `Stock`).
+
+    The caller holds the folder's `Lock`. Raises `Unavailable`. A folder without any row that cannot be opened is what a
+    full disk or a crash left of an earlier call: it is made anew.
+    """
     path = store_path(data)
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = Handle(path, memory)
-    schema.create(handle.run)
+    stock = Stock(path, reserve)
+    try:
+        if not path.exists():
+            path.mkdir(mode=0o700, parents=True)
+            stock.room(0)
+        try:
+            return _create(path, stock, memory)
+        except Unavailable:
+            if not _empty(path):
+                raise
+            shutil.rmtree(path)
+            path.mkdir(mode=0o700)
+            stock.room(0)
+            return _create(path, stock, memory)
+    except OSError as error:
+        raise Unavailable(
+            f"store {path} cannot be made: {error.strerror}; free disk space, or see its owner"
+        ) from error
+
+
+def _create(path: Path, stock: Stock, memory: int) -> Handle:
+    handle = Handle(path, stock, memory)
+    try:
+        with told(path):
+            schema.create(handle.run)
+    except BaseException:
+        handle.close()
+        raise
     return handle
+
+
+def _empty(path: Path) -> bool:
+    """Whether no table but that of the version can have rows: each part has its own list of columns."""
+    return len(list(islice(path.rglob("columns.txt"), 2))) < 2
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Makes `Unavailable` of what the engine says when it opens a store."""
+    try:
+        yield
+    except RuntimeError as error:
+        if no_room(error):
+            raise Unavailable(f"store {path} cannot be opened: its disk is full; free disk space") from error
+        said = _SAID.search(str(error))
+        raise Unavailable(
+            f"store {path} cannot be opened by chDB{f' ({said[1]})' if said else ''}; its files may be damaged or "
+            "belong to another user, or another folder may be open in this process"
+        ) from error

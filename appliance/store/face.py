@@ -19,10 +19,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from appliance.errors import Refused, VerbatimError
+import structlog
+
+from appliance.errors import Refused, Unavailable, VerbatimError
 from appliance.store import bodies, guard, schema
 from appliance.store.engine import Handle
 from appliance.store.rows import Block
+from appliance.store.stock import NO_ROOM
 
 MAX_BODY = 256 * 2**20  # bytes of one insert, unpacked
 MAX_CONNECTIONS = 128
@@ -59,7 +62,11 @@ STATUS = {60: 404, 62: 400, AUTHENTICATION_FAILED: 403, ACCESS_DENIED: 403, READ
 Role = Literal["writer", "reader"]
 _FORMAT = re.compile(r"\bFORMAT\s+(\w+)\s*$")
 _CODE = re.compile(r"Code: (\d+)")
+_NAMED = re.compile(r"Code: \d+|\([A-Z_]{3,60}\)")  # of an error of the engine
 _TOKEN = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+
+
+log = structlog.get_logger()
 
 
 class Fault(Exception):
@@ -229,6 +236,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._fail(fault)
             except Refused as error:
                 self._fail(Fault(ACCESS_DENIED, str(error)))
+            except Unavailable as error:
+                self._fail(Fault(NO_ROOM, str(error)))
             except VerbatimError as error:
                 self._fail(Fault(INCORRECT_DATA, str(error), 400))
             except RuntimeError as error:  # the engine's
@@ -301,7 +310,14 @@ class Handler(BaseHTTPRequestHandler):
         if token and not _TOKEN.fullmatch(token):
             raise Fault(INCORRECT_DATA, "insert_deduplication_token is not 1 to 128 letters, digits, . _ or -", 400)
         with self.server.inserting(self.connection), self.server.writers.lend() as handle:
-            taken = handle.insert(Block(table, columns, 0, body, token))
+            try:
+                taken = handle.insert(Block(table, columns, 0, body, token))
+            except VerbatimError as error:  # what it says is ours; the engine's errors may quote the rows
+                log.error("insert-failed", table=table, reason=str(error))
+                raise
+            except RuntimeError as error:
+                log.error("insert-failed", table=table, reason=" ".join(_NAMED.findall(str(error))))
+                raise
         summary = {"read_rows": str(taken), "written_rows": str(taken), "written_bytes": str(len(body))}
         self._answer(200, b"", self._headers(parameters) | {"X-ClickHouse-Summary": json.dumps(summary)})
 

@@ -86,7 +86,7 @@ def connect(settings: Settings, role: Role, embed: bool) -> Link:
             raise Unavailable(f"store of {settings.data} is not served now; start `verbatim store`, or try again")
         if lock.acquire():
             try:
-                return _embedded(settings.data, role, lock, settings.store.max_memory)
+                return _embedded(settings, role, lock)
             except BaseException:
                 lock.release()
                 raise
@@ -206,11 +206,11 @@ def _ready(client: Any, where: str, role: Role) -> None:
     schema.check(version, where)
 
 
-def _embedded(data: Path, role: Role, lock: engine.Lock, memory: int) -> Link:
+def _embedded(settings: Settings, role: Role, lock: engine.Lock) -> Link:
     import clickhouse_connect
 
-    handle = engine.create(data, memory)
-    path = engine.store_path(data)
+    handle = engine.create(settings.data, settings.store.max_memory, engine.reserve(settings))
+    path = engine.store_path(settings.data)
     client = clickhouse_connect.get_client(interface="chdb", path=str(path), database=schema.DATABASE)
     schema.check(int(client.command("SELECT max(version) FROM schema_version")), str(path))
     turn = threading.Lock()

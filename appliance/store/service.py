@@ -52,11 +52,11 @@ def run(settings: Settings) -> None:
     while not lock.acquire():
         other = live_service(settings.data)
         if other is not None or time.monotonic() >= deadline or ended.wait(0.1):
-            raise Unavailable(
+            raise Refused(
                 f"store of {settings.data} is in use by process {lock.owner() or 'unknown'}; stop that process first"
             )
     try:
-        _serve(settings.data, address, ended, settings.store.max_memory)
+        _serve(settings, address, ended)
     finally:
         lock.release()
 
@@ -74,13 +74,14 @@ def loopback(listen: str) -> tuple[str, int]:
     return str(found), number
 
 
-def _serve(data: Path, address: tuple[str, int], ended: threading.Event, memory: int) -> None:
-    own = engine.create(data, memory)
+def _serve(settings: Settings, address: tuple[str, int], ended: threading.Event) -> None:
+    data = settings.data
+    own = engine.create(data, settings.store.max_memory, engine.reserve(settings))
     path = engine.store_path(data)
     schema.check(int(own.run("SELECT max(version) FROM schema_version")), str(path))
     writer, reader = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
     try:
-        face = Face(address, {"writer": writer, "reader": reader}, lambda: engine.Handle(path))
+        face = Face(address, {"writer": writer, "reader": reader}, own.another)
     except OSError as error:
         own.close()
         raise Unavailable(

@@ -8,7 +8,8 @@ Out: spans of records, leases and events in the journal; marks on packets, which
     watch ── filters (TC) on interfaces, interlock (nftables) ── faults (what is wrong, what was put back)
     sweep (flows that ended) ── quotas (who has how many) ── resets (told to both ends) ── windows (opened again)
     notes (what the process itself has to say) ── untold (refusals without a record) ── news (changes in the kernel)
-    daemon: the loop around them
+    answers (to requests, and what the process says of itself) ── standstill (when it did nothing)
+    daemon: the loop around them ── teardown (everything out of the kernel again, what the ring held journaled)
 
 What must never happen here: the ring is advanced before the journal has the span; a lease is in the kernel before it is
 in the journal; a process that ends opens the gateway. Program, maps, ring and interlock outlive it.

@@ -8,38 +8,37 @@ the ring, and when that is full, nothing passes. Only `teardown` opens the gatew
 import os
 import selectors
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import structlog
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from appliance import config, status
-from appliance.errors import MalformedInput, Refused, Unavailable, VerbatimError
-from appliance.identity.leases import LeaseTable, Now, identity_from_json, lease_id
+from appliance.errors import Unavailable, VerbatimError
+from appliance.identity.leases import Now
 from appliance.journal import FrameKind, JournalKey, Writer, set_foreign_aside
 from appliance.log import configure
-from appliance.wire import clock, filters, former, interlock, leasing, loader, maps
-from appliance.wire.abi import COUNTER_COUNT, Counter, Meta, Reason
-from appliance.wire.control import SOCKET, Client, Json, Server
+from appliance.wire import clock, former, interlock, leasing, loader, maps
+from appliance.wire.abi import Meta, Reason
+from appliance.wire.answers import Answers, word
+from appliance.wire.control import SOCKET, Server
 from appliance.wire.drain import Drain
 from appliance.wire.faults import Faults
-from appliance.wire.interfaces import Interfaces, interface_index
+from appliance.wire.interfaces import Interfaces, claim
 from appliance.wire.leasing import Leasing
 from appliance.wire.neighbours import Neighbours
 from appliance.wire.notes import Notes
 from appliance.wire.quotas import Quotas
 from appliance.wire.resets import Sender
 from appliance.wire.ring import SPAN, Ring
+from appliance.wire.standstill import Standstill
 from appliance.wire.sweep import Sweeper
+from appliance.wire.teardown import TornDown, forget, recall
 from appliance.wire.untold import Untold
 from appliance.wire.watch import Watch
 from appliance.wire.windows import Reopener
@@ -53,7 +52,6 @@ LITTLE = 256 * 1024  # bytes drained between two waits, up to which the longer o
 SECOND = 1_000_000_000
 SWEEP = 5 * SECOND
 HURRY = 2 * SECOND  # the same while the table of flows is crowded
-ONLY = "\0verbatim.wire"
 
 log = structlog.get_logger()
 
@@ -80,7 +78,7 @@ class Daemon:
         run = status.run_folder(settings.data)
         state = settings.data / "state"
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._keep(_only())
+        self._keep(claim())
         # The interlock stands before anything can be marked, and even where something below is missing.
         lock = self._keep(interlock.Interlock(wire.table, wire.agents, wire.upstream, self._ports))
         lock.establish()
@@ -95,13 +93,15 @@ class Daemon:
 
         self._faults = Faults(self._notes.event)
         program = self._program = self._keep(loader.open_program(wire))
-        self._watch = Watch(lock, self._interfaces, program, self._faults)
+        self._watch = Watch(lock, self._interfaces, program, self._faults, self._notes)
         self._ring = self._keep(Ring(program.ring_fd, wire.ring_bytes))
         self._drain = Drain(self._ring, self._writer, self._notes, settings.journal, self._stall)
-        formers = list(former.find(wire.bpffs))
+        formers, down = list(former.find(wire.bpffs)), recall(settings.data)
         if not formers:
-            self._notes.open(settings.node, program.ring_id, self._ring.position, now)
-            if "ring" not in program.kept:
+            another = down is not None and down.ring not in ("", program.ring_id)
+            drained = {"after": down.ring, "until": down.until} if down and another else {}
+            self._notes.open(settings.node, program.ring_id, self._ring.position, now, **drained)
+            if "ring" not in program.kept and not drained:
                 self._notes.event("ring-created", "a new ring: what an older one held is not in this journal", now)
         if aside is not None:
             self._tell_of_a_journal(*aside, now)
@@ -112,7 +112,7 @@ class Daemon:
         meta = Meta.unpack(program.map("meta").lookup(bytes(4)) or b"")
         self._rules = maps.rules_number(rules, meta.program)
         self._stall(False)
-        table = self._load_leases(state / "leases.json", now)
+        table = leasing.resume(state / "leases.json", settings, self._notes, now)
         self._leasing = Leasing(
             state / "leases.json",
             table,
@@ -128,6 +128,19 @@ class Daemon:
         self._sender = self._keep(Sender())
         held, pressure = program.map("held"), program.map("pressure")
         self._reopener = Reopener(held, pressure, maps.reopening_level(wire), self._sender.send)
+        self._answers = Answers(
+            program,
+            self._ring,
+            self._writer,
+            self._notes,
+            self._drain,
+            self._faults,
+            self._watch,
+            self._interfaces,
+            self._leasing,
+            self._sweeper,
+            self._reopener,
+        )
         self._survey: Iterator[None] | None = None
         self._due: deque[Callable[[Now], None]] = deque()  # chores of this second, one a turn
         self._swept = now.boottime
@@ -137,11 +150,13 @@ class Daemon:
         self._place(now)
         self._watch.guard(now)
         self._take_over(formers)
+        if down is not None:
+            self._tell_of_a_teardown(down, self._notes.now())
 
         self._selector.register(self._ring, selectors.EVENT_READ, lambda mask: None)
         self._selector.register(lock, selectors.EVENT_READ, self._ruleset_changed)
         self._selector.register(self._interfaces, selectors.EVENT_READ, self._news)
-        self._keep(Server(run / SOCKET, self._answer, self._selector))
+        self._keep(Server(run / SOCKET, self._answers.answer, self._selector))
 
     def _take_over(self, formers: list[former.Former]) -> None:
         """The new program is attached: journal what former rings hold, before anything of the new one."""
@@ -160,6 +175,15 @@ class Daemon:
             "journal-set-aside", f"{text} read by the release that wrote it", now, path=str(path), version=version
         )
 
+    def _tell_of_a_teardown(self, down: TornDown, now: Now) -> None:
+        text = "program and locks were taken out of the kernel by a teardown: until now nothing was recorded"
+        bounds = {"since_ns": down.since_ns, "until_ns": now.unix}
+        if down.boot == now.boot:
+            bounds |= {"since_boottime_ns": down.since_boottime_ns, "until_boottime_ns": now.boottime}
+        self._notes.event("unguarded", text, now, **bounds, interfaces=list(self._interfaces.roles))
+        if self._notes.flush():
+            forget(self._settings.data)
+
     def _keep(self, resource: Any) -> Any:
         self._closers.append(resource.close)
         return resource
@@ -177,8 +201,10 @@ class Daemon:
         """Serve until `stop`; then drain what is committed."""
         log.info("wire-started", interfaces=self._interfaces.indexes, ring=self._program.ring_id)
         gathered = 0
+        still = Standstill(self._notes.event, lambda: self._ring.fill, self._ring.size, self._notes.now())
         while not self._stopping:
             now = self._notes.now()
+            still.turn(now)
             moved = self._drain.step(now)
             if moved:
                 self._moved = now.boottime
@@ -236,7 +262,7 @@ class Daemon:
             log.error("check-failed", reason=str(error))
 
     def _publish(self, now: Now) -> None:
-        status.publish(self._settings.data, "wire", self._status())
+        status.publish(self._settings.data, "wire", self._answers.status())
 
     def _tick(self, now: Now) -> None:
         if not self._drain.stalled:
@@ -313,76 +339,9 @@ class Daemon:
         """Those of which no record tells."""
         if news := self._untold.news():
             text = f"{sum(news.values())} refused packets of too many sources to tell of each"
-            self._notes.event("refusals-untold", text, now, packets={_word(Reason(r)): n for r, n in news.items()})
+            self._notes.event("refusals-untold", text, now, packets={word(Reason(r)): n for r, n in news.items()})
         if self._notes.flush():
             self._untold.keep()
-
-    def _load_leases(self, path: Path, now: Now) -> LeaseTable:
-        limits = self._settings.leases.max_seconds, self._settings.wire.max_leases
-        most = self._settings.leases.max_per_identity
-        try:
-            return leasing.load(path, *limits, now, most)
-        except MalformedInput as error:
-            path.replace(path.with_suffix(".damaged"))
-            self._notes.event(
-                "leases-lost", "the file of leases is damaged: agents must ask again", now, reason=str(error)
-            )
-            return LeaseTable(*limits, holder_limit=most)
-
-    def _answer(self, request: Json) -> Json:
-        """One request of the control socket; see `control.py`."""
-        now = self._notes.now()
-        match request.get("do"):
-            case "grant":
-                identity = identity_from_json(request.get("identity"))
-                address, expires = str(request.get("address")), _time(request)
-                lease = self._leasing.grant(address, identity, expires, self._interfaces.behind, now)
-            case "renew":
-                given = request.get("identity")
-                newer = None if given is None else identity_from_json(given)
-                lease = self._leasing.renew(lease_id(request.get("id")), _time(request), newer, now)
-            case "revoke":
-                lease = self._leasing.revoke(lease_id(request.get("id")), now)
-            case "list":
-                self._leasing.expire(now)
-                return {"leases": [lease.to_json() for lease in self._leasing.table.list()]}
-            case "status":
-                return {"status": self._status()}
-            case "note":
-                self._faults.noted(request, now)
-                return {"noted": True}
-            case _:
-                raise MalformedInput("control request: unknown; do one of grant, renew, revoke, list, status, note")
-        return {"lease": lease.to_json()}
-
-    def _status(self) -> Json:
-        counters = self._program.map("counters")
-        counts = [
-            sum(int.from_bytes(value, "little") for value in counters.lookup_percpu(maps.U32.pack(index)))
-            for index in range(COUNTER_COUNT)
-        ]
-        return {
-            "ring": {"bytes": self._ring.size, "fill": self._ring.fill, "id": self._program.ring_id},
-            "recorded": {"packets": counts[Counter.PACKETS], "bytes": counts[Counter.BYTES]},
-            "refusals": {_word(reason): counts[reason] for reason in Reason if counts[reason]},
-            "others": {_word(other): counts[other] for other in Counter if Counter.BYTES < other < Counter.UNTOLD}
-            | {"untold": sum(counts[Counter.UNTOLD : Counter.TOLD])},
-            "journal": {
-                "bytes": self._writer.size(),
-                "room": self._writer.room(),
-                "stalled": self._drain.stalled,
-            },
-            "reopened": self._reopener.reopened,
-            "leases": len(self._leasing.table.leases),
-            "flows": self._sweeper.alive,
-            "interfaces": {
-                name: {"index": self._interfaces.indexes.get(name, 0), "role": role.name.lower()}
-                for name, role in self._interfaces.roles.items()
-            },
-            "interlock": self._watch.locked,
-            "faults": self._faults.present,
-            "repairs": dict(self._faults.repairs),
-        }
 
 
 def run(settings: config.Settings) -> None:
@@ -407,46 +366,3 @@ def _hurry() -> None:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except OSError as error:
         log.warning("priority-missing", reason=error.strerror)
-
-
-def teardown(settings: config.Settings) -> None:
-    """Remove program, maps, ring and interlock: the machine forwards as if Verbatim had never been there.
-
-    What the ring still holds is lost unless the wire process was stopped in order before. `Refused` while one answers:
-    it would put everything back.
-    """
-    with suppress(Unavailable):
-        Client(settings.data / "run" / SOCKET, timeout=2.0).status()
-        raise Refused("wire: a process is running; stop verbatim wire first, then tear down")
-    with IPRoute() as netlink:
-        for name in (*settings.wire.agents, *settings.wire.upstream):
-            if index := interface_index(name):
-                filters.detach(index, netlink)
-    loader.unpin(settings.wire.bpffs)
-    interlock.remove(settings.wire.table)
-
-
-def _only() -> socket.socket:
-    """Hold the name of the one wire process of this network namespace: two would take the interfaces from each other.
-
-    An abstract Unix address (unix(7)) belongs to the namespace, and goes with the process.
-    """
-    name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        name.bind(ONLY)
-    except OSError as error:
-        name.close()
-        raise Refused("wire: another process has this machine's interfaces; stop that one first") from error
-    return name
-
-
-def _word(name: IntEnum) -> str:
-    """As events spell it: no-lease, ring-full."""
-    return name.name.lower().replace("_", "-")
-
-
-def _time(request: Json) -> int:
-    value = request.get("expires_ns")
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
-        raise MalformedInput("expires_ns: not a time in nanoseconds; send an integer")
-    return value

@@ -21,9 +21,30 @@ from appliance.wire.notes import Notes
 from appliance.wire.ring import SPAN, Ring
 
 LARGEST = 2**19 + 4096  # bytes: more than the longest super-packet with its headers
+OVERHEAD = 256  # bytes of a segment, at most, that are not a single frame's payload: headers, tag, padding
 SHORTEST_STALL = 1_000_000_000  # ns, so that a failing disk does not make admission flap
 
 log = structlog.get_logger()
+
+
+def check_bounds(settings: config.Journal, ring: int) -> tuple[int, int]:
+    """Room in the journal below which a ring of `ring` bytes is to be stalled, and from which on it may go on.
+
+    Raises `MalformedInput` where the settings leave no room for both.
+    """
+    segment = min(settings.segment_bytes, settings.max_bytes // 4)
+    low = ring + 2 * SPAN  # the ring's content, and the ends of segments that a span does not fit in
+    high = low + segment // 2
+    # One is being read or written, one is kept for other frames than spans.
+    most = settings.max_bytes - settings.keep_bytes - 2 * segment
+    if most < high or segment < LARGEST + OVERHEAD:
+        least = settings.keep_bytes + low + 4 * max(segment, 2 * LARGEST)
+        raise MalformedInput(
+            f"journal: max_bytes {settings.max_bytes} and segment_bytes {settings.segment_bytes} are too little "
+            f"for a ring of {ring} bytes and keep_bytes {settings.keep_bytes}; "
+            f"set max_bytes to {least} or more, and segment_bytes to {2 * LARGEST} or more"
+        )
+    return low, high
 
 
 class Drain:
@@ -38,18 +59,7 @@ class Drain:
         self._stall = stall
         self._fsync = settings.durability == "fsync"
         self._limit = min(SPAN, writer.max_payload)
-        segment = min(settings.segment_bytes, settings.max_bytes // 4)
-        self._low = ring.size + 2 * SPAN  # the ring's content, and the ends of segments that a span does not fit in
-        self._high = self._low + segment // 2
-        # One is being read or written, one is kept for other frames than spans.
-        most = settings.max_bytes - settings.keep_bytes - 2 * segment
-        if most < self._high or self._limit < LARGEST:
-            least = settings.keep_bytes + self._low + 4 * max(segment, 2 * LARGEST)
-            raise MalformedInput(
-                f"journal: max_bytes {settings.max_bytes} and segment_bytes {settings.segment_bytes} are too little "
-                f"for a ring of {ring.size} bytes and "
-                f"keep_bytes {settings.keep_bytes}; set max_bytes to {least} or more"
-            )
+        self._low, self._high = check_bounds(settings, ring.size)
         self._stalled_at = 0
         self.stalled = False
         self.reason = ""  # of the last stall
@@ -58,7 +68,7 @@ class Drain:
         """Move what is committed, a quarter of the ring at most; bytes moved. Other work goes between two steps."""
         self._admission(now)
         if not self._notes.flush():  # what waits to be written explains what follows
-            self._refuse(now, "the journal takes no frames")
+            self._refuse(now, self._notes.held)
             return 0
         ring, start = self._ring, self._ring.position
         position = start
@@ -90,7 +100,7 @@ class Drain:
         room = self._writer.room()
         if not self.stalled:
             if room < self._low:
-                self._refuse(now, f"the journal has room for {room} bytes more; let the recorder catch up")
+                self._refuse(now, self._writer.shortage())
         elif room >= self._high and now.boottime - self._stalled_at >= SHORTEST_STALL and self._notes.flush():
             self._stall(False)
             self.stalled = False
@@ -104,4 +114,4 @@ class Drain:
         self._stalled_at = now.boottime
         self.reason = reason
         log.error("journal-stalled", reason=reason)
-        self._notes.event("journal-stalled", "the journal takes nothing more: nothing is forwarded", now)
+        self._notes.event("journal-stalled", f"nothing is forwarded: {reason}", now)

@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,14 +89,37 @@ def attached(wanted: Filter, ifindex: int, netlink: IPRoute) -> bool:
         return False
 
 
-def detach(ifindex: int, netlink: IPRoute) -> None:
-    """Remove our filters. Fine when there are none, or no such interface."""
-    for place in (ARRIVAL, DEPARTURE):
+def detach(ifindex: int, netlink: IPRoute, places: Iterable[Place] = (ARRIVAL, DEPARTURE)) -> None:
+    """Remove our filters, whatever stands before them. Fine when there are none, or no such interface."""
+    for place in places:
         with contextlib.suppress(NetlinkError):
-            if _first(netlink, ifindex, place) is not None:
+            if any(_is_ours(filter_, place) for filter_ in _filters(netlink, ifindex, place)):
                 netlink.tc(
                     "del-filter", "bpf", ifindex, _HANDLE, parent=place.parent, prio=_PRIORITY, protocol=_ETH_P_ALL
                 )
+
+
+def present(ifindex: int, netlink: IPRoute) -> list[Place]:
+    """Where our filters are on this interface, whichever program they have and whatever stands before them."""
+    found = []
+    for place in (ARRIVAL, DEPARTURE):
+        with contextlib.suppress(NetlinkError):
+            if any(_is_ours(filter_, place) for filter_ in _filters(netlink, ifindex, place)):
+                found.append(place)
+    return found
+
+
+def strip(ifindex: int, netlink: IPRoute) -> bool:
+    """Remove the clsact qdisc where it has no filter left; whether it did. Fine when there is none."""
+    try:
+        if not any(qdisc.get_attr("TCA_KIND") == CLSACT for qdisc in netlink.get_qdiscs(ifindex)):
+            return False
+        if any(netlink.get_filters(ifindex, parent=place.parent) for place in (ARRIVAL, DEPARTURE)):
+            return False
+        netlink.tc("del", CLSACT, ifindex)
+    except NetlinkError:  # it is gone
+        return False
+    return True
 
 
 def before(ifindex: int, netlink: IPRoute) -> str:
@@ -155,10 +178,17 @@ def _first(netlink: IPRoute, ifindex: int, place: Place) -> int | None:
     for kind, protocol, handle, options in _filters(netlink, ifindex, place):
         if options is None:  # the head of a priority
             continue
-        if (kind, protocol, handle) != ("bpf", _ETH_P_ALL, _HANDLE) or options.get_attr("TCA_BPF_NAME") != place.name:
+        if not _is_ours((kind, protocol, handle, options), place):
             return None
         return next((_number(slot.nla) for slot in options["attrs"] if slot.nla["header"]["type"] == _TCA_BPF_ID), None)
     return None
+
+
+def _is_ours(filter_: tuple[str, int, int, Any], place: Place) -> bool:
+    *what, options = filter_
+    if what != ["bpf", _ETH_P_ALL, _HANDLE] or options is None:
+        return False
+    return bool(options.get_attr("TCA_BPF_NAME") == place.name)
 
 
 def _number(attribute: Any) -> int:

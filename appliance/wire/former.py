@@ -54,16 +54,23 @@ def beside(bpffs: Path) -> Path:
 def find(bpffs: Path) -> Iterator[Former]:
     """The rings of former sets, oldest first. What `remove` left of a set when it died is removed."""
     for folder in folders(bpffs):
-        named, ring = bpf.get(folder / "meta"), bpf.get(folder / "ring")
-        meta = None
-        if named is not None:
-            meta = abi.Meta.unpack(bpf.Map(named).lookup(bytes(4)) or bytes(abi.Meta.LAYOUT.size))
-            os.close(named)
-        if ring is None:
+        if (one := pinned(folder)) is None:
             unpin(folder)
         else:
-            name, version = (meta.ring.hex(), meta.abi) if meta else ("", 0)
-            yield Former(folder, ring, bpf.Map(ring).max_entries, name, version)
+            yield one
+
+
+def pinned(folder: Path) -> Former | None:
+    """The ring of one set of pins, former or not. None: there is none."""
+    named, ring = bpf.get(folder / "meta"), bpf.get(folder / "ring")
+    meta = None
+    if named is not None:
+        meta = abi.Meta.unpack(bpf.Map(named).lookup(bytes(4)) or bytes(abi.Meta.LAYOUT.size))
+        os.close(named)
+    if ring is None:
+        return None
+    name, version = (meta.ring.hex(), meta.abi) if meta else ("", 0)
+    return Former(folder, ring, bpf.Map(ring).max_entries, name, version)
 
 
 def drain(former: Former, node: str, writer: Writer, notes: Notes) -> dict[str, Any]:
@@ -77,23 +84,7 @@ def drain(former: Former, node: str, writer: Writer, notes: Notes) -> dict[str, 
         begun = ring.position
         if ring.fill:
             notes.open(node, former.id, begun, notes.now())
-        looks, deadline = 0, time.monotonic() + PATIENCE
-        while looks < LOOKS and time.monotonic() < deadline:
-            position, end = ring.position, ring.committed(ring.position, writer.max_payload)
-            if end > position:
-                now = notes.now()
-                notes.clock(now)
-                with ring.span(position, end) as span:
-                    writer.append(
-                        FrameKind.SPAN, span, ring_start=position, ring_end=end, layout=RING, time_ns=now.unix
-                    )
-                writer.sync()
-                ring.advance(end)
-                looks = 0
-            else:
-                looks += not ring.fill
-                time.sleep(LOOK)
-        left = ring.fill
+        left = empty(ring, writer, notes)
         text = "another ring took over; what the former one held is in the journal"
         if left:
             text = f"another ring took over; {left} bytes that the former one held were never completed"
@@ -106,6 +97,29 @@ def drain(former: Former, node: str, writer: Writer, notes: Notes) -> dict[str, 
         return {"after": former.id, "until": ring.position} if not left else {}
     finally:
         ring.close()
+
+
+def empty(ring: Ring, writer: Writer, notes: Notes, end: int | None = None) -> int:
+    """Move what a ring holds to the journal, up to position `end`; without one, until nothing more comes.
+
+    Bytes that are left: of records that were begun and never completed. Raises `Unavailable` when the journal takes no
+    more; the ring then still has the rest.
+    """
+    looks, deadline = 0, time.monotonic() + PATIENCE
+    while looks < LOOKS and time.monotonic() < deadline and (end is None or ring.position < end):
+        position, upto = ring.position, ring.committed(ring.position, writer.max_payload)
+        if upto > position:
+            now = notes.now()
+            notes.clock(now)
+            with ring.span(position, upto) as span:
+                writer.append(FrameKind.SPAN, span, ring_start=position, ring_end=upto, layout=RING, time_ns=now.unix)
+            writer.sync()
+            ring.advance(upto)
+            looks, deadline = 0, time.monotonic() + PATIENCE
+        else:
+            looks += not ring.fill
+            time.sleep(LOOK)
+    return ring.fill
 
 
 def remove(former: Former) -> None:

@@ -23,6 +23,7 @@ from appliance.wire.news import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_L
 
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40  # linux/if.h
 BROADCAST = "255.255.255.255"
+ONLY = "\0verbatim.wire"
 MAX_NAMES = 8  # of interfaces in one text
 
 
@@ -30,7 +31,9 @@ MAX_NAMES = 8  # of interfaces in one text
 class Guarded:
     """What looking after one program's filters came to: names of interfaces, and reasons by name."""
 
-    restored: list[str]  # where it was gone
+    present: list[str]
+    attached: list[str]  # where it was not
+    restored: list[str]  # of these, where it had been
     failing: dict[str, str]
 
 
@@ -84,17 +87,19 @@ class Interfaces:
 
     def guard(self, wanted: Filter) -> Guarded:
         """Attach the program wherever it is not."""
-        done = Guarded([], {})
+        done = Guarded([], [], [], {})
         for name, index in self.indexes.items():
             try:
                 if filters.attached(wanted, index, self.netlink):
                     self._known.add((wanted.place, index))
+                    done.present.append(name)
                     continue
                 filters.attach(wanted, index, self.netlink)
             except (Unavailable, NetlinkError, OSError) as error:
                 if interface_index(name) == index:  # else it vanished meanwhile, and the next look will tell
                     done.failing[name] = str(error)
                 continue
+            done.attached.append(name)
             if (wanted.place, index) in self._known:
                 done.restored.append(name)
             self._known.add((wanted.place, index))
@@ -165,6 +170,20 @@ def roles(settings: config.Wire) -> Mapping[str, Role]:
         reason = f"{', '.join(sorted(both))} is on both sides" if both else "one side has no interface"
         raise MalformedInput(f"wire.agents, wire.upstream: {reason}; name the interfaces of each side")
     return {**dict.fromkeys(settings.agents, Role.AGENT), **dict.fromkeys(settings.upstream, Role.UPSTREAM)}
+
+
+def claim() -> socket.socket:
+    """Hold the name of the one wire process of this network namespace: two would take the interfaces from each other.
+
+    An abstract Unix address (unix(7)) belongs to the namespace, and goes with the process. Raises `Refused`.
+    """
+    name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        name.bind(ONLY)
+    except OSError as error:
+        name.close()
+        raise Refused("wire: another process has this machine's interfaces; stop that one first") from error
+    return name
 
 
 def interface_index(name: str) -> int | None:

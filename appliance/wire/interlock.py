@@ -157,6 +157,7 @@ class Interlock:
         self._script = ruleset(table, agents, upstream, ports)
         self.strangers: tuple[str, ...] = ()
         self._expected = ""
+        self._found: str | None = None  # the text of a former process's table
         self._verified: int | None = None  # generation of the rule set in which the table was as it should be
         try:
             self._news = News(NETLINK_NETFILTER, 1 << NFNLGRP_NFTABLES - 1)
@@ -170,8 +171,15 @@ class Interlock:
         """Stop watching. The table stays."""
         self._news.close()
 
+    @property
+    def standing(self) -> bool:
+        """Whether a table was there when this process began that is the same as the one it set up."""
+        return bool(self._found) and self._found == self._expected
+
     def establish(self) -> None:
         """Put the table in place, replacing one of that name in the same transaction."""
+        if self._found is None:
+            self._found = self._tables().get(self._table, "")
         _nft("-f", "-", script=self._script)
         self._expected = self._tables().get(self._table, "")
 
@@ -214,6 +222,11 @@ def _generation() -> int:
     if len(answer) < GENERATION.size or (said := GENERATION.unpack_from(answer))[1] != NEWGEN:
         raise Unavailable("nftables: the kernel does not number its rule sets; use a kernel of 6.1 or later")
     return int.from_bytes(said[5], "big")
+
+
+def present(table: str) -> bool:
+    """Whether the table is there, as it should be or not. Raises `Unavailable`."""
+    return f"inet {table}" in TABLE.findall(_nft("--terse", "list", "ruleset"))
 
 
 def remove(table: str) -> None:

@@ -10,12 +10,14 @@ steps) is removed at the next start.
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from appliance import config
 from appliance.errors import MalformedInput, Unavailable
 from appliance.identity.leases import Change, Lease, LeaseTable, Now, What, agent_address
 from appliance.model import Identity
@@ -59,7 +61,7 @@ class Leasing:
         """Put the table of the last run in force again, on record, and nothing else."""
         self.expire(now)
         for lease in self.table.list():
-            self._notes.lease(Change(What.RENEWED, lease), now, must=True, restored=True)
+            self._notes.lease(Change(What.RESTORED, lease), now, must=True)
         for key in maps.reconcile(self._kernel, maps.lease_entries(self.table.list(), self._indexes), "leases"):
             address = unpack_address(key)
             self._notes.event(
@@ -77,7 +79,11 @@ class Leasing:
             self.tend()
 
     def tend(self) -> None:
-        """See that the neighbour entries of the leases are there, and no others of ours. Raises `Unavailable`."""
+        """See that what could not be saved is, and that the neighbour entries of the leases are there, and no others
+        of ours. Raises `Unavailable`."""
+        if self.unsaved:
+            with suppress(Unavailable):  # it is named for as long as it lasts
+                self._save(self.table)
         if self._neighbours:
             leases = self.table.list()
             self._neighbours.reconcile(
@@ -163,6 +169,18 @@ class Leasing:
     def _place(self, lease: Lease) -> tuple[int, str] | None:
         index = self._indexes.get(lease.interface)
         return None if index is None else (index, lease.address)
+
+
+def resume(path: Path, settings: config.Settings, notes: Notes, now: Now) -> LeaseTable:
+    """`load` within the limits of the settings. A damaged file is set aside, and told of: the table is empty then."""
+    limits = settings.leases.max_seconds, settings.wire.max_leases
+    most = settings.leases.max_per_identity
+    try:
+        return load(path, *limits, now, most)
+    except MalformedInput as error:
+        path.replace(path.with_suffix(".damaged"))
+        notes.event("leases-lost", "the file of leases is damaged: agents must ask again", now, reason=str(error))
+        return LeaseTable(*limits, holder_limit=most)
 
 
 def load(path: Path, max_seconds: float, limit: int, now: Now, holder_limit: int = 0) -> LeaseTable:

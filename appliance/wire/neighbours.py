@@ -148,12 +148,7 @@ class Neighbours:
 
         Raises `Unavailable` with all that could not be held, after all the rest was done.
         """
-        there = {
-            (message["ifindex"], str(message.get_attr("NDA_DST"))): entry
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for message in self._route.get_neighbours(family=family)
-            if (entry := _permanent(message)) is not None
-        }
+        there = self.permanent()
         failing = []
         for place, link in wanted.items():
             entry = there.get(place)
@@ -168,6 +163,15 @@ class Neighbours:
         if failing:
             more = f"; and {len(failing) - MAX_TOLD} more" if len(failing) > MAX_TOLD else ""
             raise Unavailable("; ".join(failing[:MAX_TOLD]) + more)
+
+    def permanent(self) -> dict[Place, Entry]:
+        """All permanent neighbour entries, ours and others."""
+        return {
+            (message["ifindex"], str(message.get_attr("NDA_DST"))): entry
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for message in self._route.get_neighbours(family=family)
+            if (entry := _permanent(message)) is not None
+        }
 
     def _entry(self, place: Place) -> Entry | None:
         """The permanent entry of this place; None: there is none."""

@@ -36,6 +36,7 @@ class Notes:
         self._waiting: deque[tuple[FrameKind, bytes, int]] = deque()
         self._lost = 0
         self._clock: Now | None = None
+        self.held = ""  # why frames wait
 
     def now(self) -> Now:
         return clock.now(self._boot)
@@ -84,7 +85,8 @@ class Notes:
                 self._writer.append(kind, payload, time_ns=time_ns)
                 self._waiting.popleft()
             self._writer.sync()
-        except Unavailable:
+        except Unavailable as error:
+            self.held = str(error)
             return False
         if self._lost:
             lost, self._lost = self._lost, 0

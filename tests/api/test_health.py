@@ -1,5 +1,10 @@
 """Health, metrics and the CA: what strangers see, what the gateway itself sees."""
 
+import errno
+import os
+import secrets
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +14,20 @@ import pytest
 from cryptography import x509
 from fastapi.testclient import TestClient
 
-from api.app import create
+from api.app import check_issuers, create
 from api.deps import Parts
+from api.metrics import render
 from appliance import status
-from appliance.config import Settings
+from appliance.config import Issuer, Settings, Wire
+from appliance.errors import MalformedInput
+from appliance.lock import only
+from appliance.overview import look, overview
+from appliance.wire import bpf, loader
 from tests.api.conftest import token
 from tests.lab.wait import until
 
 Caller = Callable[..., TestClient]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for BPF and mounts")
 WIRE = {"ring": {"bytes": 100, "fill": 7}, "refusals": {"no-lease": 3}, "journal": {"room": 5, "stalled": False}}
 
 
@@ -86,6 +97,26 @@ def test_metrics(caller: Caller) -> None:
         assert line in text.splitlines()
 
 
+@needs_root
+def test_the_ring_is_the_kernels(tmp_path: Path) -> None:
+    """As `verbatim status` shows it: a wire process that hangs said last what was long ago."""
+    folder = Path(f"/sys/fs/bpf/vb-metrics-{secrets.token_hex(3)}")
+    settings = Settings(data=tmp_path, wire=Wire(bpffs=folder))
+    status.publish(tmp_path, "wire", WIRE)
+    assert "verbatim_ring_fill_bytes 7.0" in render(settings).decode().splitlines()
+    folder.mkdir()
+    try:
+        ring = bpf.create_map(bpf.RINGBUF, 0, 0, 65536, "ring")
+        bpf.pin(ring, folder / "ring")
+        os.close(ring)
+        lines = render(settings).decode().splitlines()
+        assert {"verbatim_ring_fill_bytes 0.0", "verbatim_ring_bytes 65536.0"} <= set(lines)
+        shown = overview(None, look(settings), embedded=True)["ring"]
+        assert (shown["bytes"], shown["fill_bytes"]) == (65536, 0)
+    finally:
+        loader.unpin(folder)
+
+
 @pytest.mark.usefixtures("wire")
 def test_the_apis_own_faults_count(caller: Caller, settings: Settings) -> None:
     fault = "issuer https://idp: does not answer; see that it can be reached"
@@ -117,6 +148,60 @@ def test_ca_needs_no_token(caller: Caller) -> None:
     assert file.text == shown["pem"]
     assert file.headers["verbatim-fingerprint-sha256"] == shown["fingerprint_sha256"]
     assert x509.load_pem_x509_certificate(file.content).issuer.rfc4514_string() == "CN=Verbatim CA gateway"
+
+
+def verbatim_api(data: Path, *before: str) -> tuple[int, str]:
+    """Exit code and standard error of `verbatim api`, which is to end by itself."""
+    command = [*before, sys.executable, "-m", "appliance", "api", "--data", str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+def test_one_api_at_a_time(tmp_path: Path) -> None:
+    with only(tmp_path, "api"):
+        code, errors = verbatim_api(tmp_path)
+    assert (code, f"'verbatim api' is running (process {os.getpid()}); stop that first" in errors) == (1, True)
+
+
+@needs_root
+def test_a_disk_that_is_read_only_ends_the_start(tmp_path: Path) -> None:
+    status.run_folder(tmp_path)
+    mounts = f"mount --bind {tmp_path} {tmp_path} && mount -o remount,ro,bind {tmp_path}"
+    code, errors = verbatim_api(tmp_path, "unshare", "-m", "sh", "-c", f'{mounts} && exec "$@"', "sh")
+    assert (code, errors.count("\n")) == (3, 1), errors
+    assert errors.startswith(f"verbatim: {tmp_path}/run/api.lock: Read-only file system; mount it for writing")
+
+
+def test_a_disk_that_takes_no_status_ends_no_api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves on, shows as silent, and speaks again when the disk takes it; and it ends without a traceback."""
+    asked: list[None] = []
+
+    def refuse(*arguments: object) -> None:
+        asked.append(None)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("api.app.publish", refuse)
+    monkeypatch.setattr("api.app.withdraw", refuse)
+    monkeypatch.setattr("api.app.STATUS_SECONDS", 0.01)
+    verifier = SimpleNamespace(tend=lambda changed: None, faults=dict)
+    with TestClient(
+        create(cast(Parts, SimpleNamespace(settings=Settings(data=tmp_path), verifier=verifier)))
+    ) as client:
+        until(lambda: len(asked) >= 3, "it tries to publish again")
+        assert client.get("/v1/openapi.json").status_code == 200
+
+
+@pytest.mark.parametrize("file", ["none.pem", "empty.pem"])
+def test_a_certificate_file_that_is_none_ends_the_start(file: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    one = Issuer(issuer="https://idp.example", audience=("verbatim",), ca=tmp_path / file)
+    with pytest.raises(MalformedInput, match=r"its certificate file .*; correct issuers\[\]\.ca$"):
+        check_issuers(Settings(data=tmp_path, issuers=(one,)))
+    config = tmp_path / "verbatim.toml"
+    config.write_text(f'[[issuers]]\nissuer = "{one.issuer}"\naudience = ["verbatim"]\nca = "{one.ca}"\n')
+    command = [sys.executable, "-m", "appliance", "api", "--config", str(config), "--data", str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "correct issuers[].ca" in done.stderr) == (2, True)
 
 
 def test_the_issuers_are_asked_again_whatever_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

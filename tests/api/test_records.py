@@ -1,11 +1,15 @@
 """Records over the API: roles, sessions, exact bytes, ranges, search, errors in one shape."""
 
 from collections.abc import Callable
+from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
+from msgspec.structs import replace
 
-from tests.api.conftest import ANSWER, GAPPED, WHOLE, token
+from appliance.model import ChunkRow, Direction, Ending
+from appliance.store.client import Store
+from tests.api.conftest import ANSWER, GAPPED, WHOLE, session, token
 
 Caller = Callable[..., TestClient]
 STREAM = f"/v1/sessions/{WHOLE}/stream?direction=server"
@@ -151,3 +155,21 @@ def test_errors_have_one_shape(reader: TestClient, path: str, status: int, code:
 def test_wrong_method(reader: TestClient) -> None:
     answer = reader.put("/v1/sessions")
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method-not-allowed")
+
+
+def test_a_stream_that_lacks_recorded_bytes_is_an_error_before_its_first_byte(reader: TestClient, audit: Store) -> None:
+    lost = UUID("01990000-0000-7000-8000-000000000003")
+    row = replace(session(lost, number=-1000), messages=0, client_bytes=3)
+    audit.insert([row, ChunkRow(lost, 0, row.started_ns, Direction.CLIENT, 0, row.started_ns, b"abc")])
+    assert reader.get(f"/v1/sessions/{lost}/stream?direction=client").content == b"abc"
+    answer = reader.get(f"/v1/sessions/{lost}/stream?direction=server")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "damaged")
+    assert f"{len(ANSWER)} of the {len(ANSWER)} bytes of the server" in answer.json()["error"]["message"]
+
+
+def test_a_stream_of_an_open_session_is_as_long_as_what_is_stored(reader: TestClient, audit: Store) -> None:
+    young = UUID("01990000-0000-7000-8000-000000000004")
+    row = replace(session(young, number=-2000), messages=0, ending=Ending.OPEN, client_bytes=0, server_bytes=0)
+    audit.insert([row, ChunkRow(young, 0, row.started_ns, Direction.SERVER, 0, row.started_ns, b"so far")])
+    answer = reader.get(f"/v1/sessions/{young}/stream?direction=server")
+    assert (answer.content, answer.headers["content-length"]) == (b"so far", "6")

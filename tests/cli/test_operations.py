@@ -1,5 +1,6 @@
 """`verbatim doctor` and `verbatim status` as programs: output, exit codes, Ctrl-C."""
 
+import errno
 import json
 import os
 import pty
@@ -180,6 +181,36 @@ def test_doctor_for_people(tmp_path: Path) -> None:
     assert any(
         line.startswith("fail") and "no rule is configured; add [[rules]]" in line for line in done.stdout.splitlines()
     )
+
+
+def test_what_is_no_terminal_gets_no_blanks_at_the_end_of_lines(living: Path) -> None:
+    for verb in ("doctor", "status"):
+        lines = run(verb, "--data", str(living)).stdout.splitlines()
+        assert lines
+        assert [line for line in lines if line != line.rstrip() or len(line) > 200] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "remedy"),
+    [
+        (errno.ENOSPC, 3, "make room (df says on which disk)"),
+        (errno.EDQUOT, 3, "make room (df says on which disk)"),
+        (errno.EROFS, 3, "mount it for writing, and see in the kernel's log why it is not"),
+        (errno.EIO, 3, "check the path and who may use it"),
+        (errno.ENOENT, 2, "check the path and who may use it"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_a_part_that_does_not_answer(
+    number: int, code: int, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise OSError(number, os.strerror(number), "/data/run")
+
+    monkeypatch.setattr(cli, "app", refused)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code
+    assert capsys.readouterr().err == f"verbatim: /data/run: {os.strerror(number)}; {remedy}\n"
 
 
 @pytest.mark.parametrize("verb", ["doctor", "status"])

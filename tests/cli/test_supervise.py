@@ -6,6 +6,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -95,6 +97,10 @@ def test_what_records_ends_before_what_stores(tmp_path: Path, monkeypatch: pytes
 def test_a_process_that_never_ends_is_named_and_nothing_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+    log = SimpleNamespace(
+        warning=lambda event, **more: told.append((event, more)), error=lambda event, **more: told.append((event, more))
+    )
     hung = subprocess.Popen([sys.executable, "-c", PART, str(tmp_path), "wire", "60"])
     try:
         wait(tmp_path)
@@ -102,12 +108,17 @@ def test_a_process_that_never_ends_is_named_and_nothing_is_started(
         child = Child("wire", [sys.executable, "-c", PART, str(tmp_path), "wire", "0"])
         kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            assert Supervisor(Settings(data=tmp_path), [child]).run(as_json=True) == 1
+            assert Supervisor(Settings(data=tmp_path), [child], log=cast(Any, log)).run(as_json=True) == 1
         finally:
             for number, handler in kept.items():
                 signal.signal(number, handler)
         assert child.process is None
         assert hung.poll() is None
+        assert [(event, more["processes"]) for event, more in told] == [
+            ("former-running", {"wire": hung.pid}),  # before it waits
+            ("former-alive", {"wire": hung.pid}),
+        ]
+        assert "stop them" in told[0][1]["reason"]
     finally:
         hung.kill()
         hung.wait()

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.dissect import Dissector, Match, Output
-from appliance.dissect.conversation import MAX_HANDOVERS, MAX_PENDING, STREAM, Conversation
+from appliance.dissect.conversation import MAX_HANDOVERS, STREAM, Conversation
+from appliance.dissect.detection import MAX_PENDING
 from appliance.dissect.raw import Raw
 from appliance.model import Direction, Message
 from tests.dissect.harness import START_NS, TURN_NS, C, Gap, S, Turn, assert_any_cut, assert_survives, play

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.dissect import Match
-from appliance.dissect.http1 import MAX_CHUNK_LINE, MAX_PIPELINE, Http1
+from appliance.dissect.http1 import Http1
+from appliance.dissect.http_framing import MAX_CHUNK_LINE, MAX_PIPELINE
 from appliance.dissect.http_head import MAX_HEAD
 from appliance.dissect.http_message import MAX_BODY, MAX_CREDENTIAL_BODY
 from appliance.model import Direction, Message

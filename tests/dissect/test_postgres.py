@@ -13,7 +13,7 @@ from appliance.dissect import Match
 from appliance.dissect.conversation import Conversation
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.postgres_client import MAX_REPEATED
-from appliance.dissect.postgres_frames import MAX_MESSAGE, MAX_REDACTED
+from appliance.dissect.postgres_half import MAX_MESSAGE, MAX_REDACTED
 from appliance.dissect.postgres_rows import MAX_ROWS, MAX_ROWS_BYTES
 from appliance.model import Direction, Message
 from tests.dissect.harness import C, Gap, Played, S, Turn, assert_any_cut, assert_survives, assert_truncated, play

@@ -9,9 +9,9 @@ import pytest
 
 from appliance.config import Journal
 from appliance.doctor import data
-from appliance.doctor.finding import Finding, Level
+from appliance.doctor.finding import Check, Finding, Level
 from appliance.identity import ca
-from appliance.journal import JournalKey, Writer
+from appliance.journal import JournalKey, Writer, set_damage_aside, set_foreign_aside
 from appliance.status import publish, read
 from tests.doctor.conftest import gateway, worst
 
@@ -62,6 +62,37 @@ def test_room_in_the_journal(published: dict[str, object], level: Level, tmp_pat
     publish(tmp_path, "wire", {"journal": published})
     found = worst(data.journal(gateway(tmp_path), read(tmp_path)))
     assert (found.level, bool(found.remedy)) == (level, level is not Level.OK)
+
+
+@pytest.mark.parametrize("limits", [{"max_bytes": 1000}, {"segment_bytes": 4096}, {"keep_bytes": 1 << 40}])
+def test_bounds_of_the_journal_that_the_wire_process_refuses(limits: dict[str, int], tmp_path: Path) -> None:
+    found = worst(data.journal(gateway(tmp_path, journal=Journal(**limits)), {}), "bounds")
+    assert (found.level, "set max_bytes to" in found.remedy) == (Level.FAIL, True)
+    assert {one.about for one in data.journal(gateway(tmp_path), {})} == {""}
+
+
+def test_a_status_that_cannot_be_seen_says_nothing_of_the_journal(tmp_path: Path) -> None:
+    found = worst(data.journal(gateway(tmp_path), None))
+    assert (found.level, found.remedy) == (Level.UNKNOWN, "run it as root")
+
+
+def test_what_was_set_aside_is_told_until_it_is_gone(tmp_path: Path) -> None:
+    settings, stream = gateway(tmp_path), tmp_path / "journal" / "wire"
+    assert list(data.aside(settings)) == []
+    Writer(stream, JournalKey.load_or_create(tmp_path), settings=settings.journal).close()
+    assert list(data.aside(settings)) == []
+    (stream / f"{1:016x}.seg").write_bytes(bytes(4096))
+    copy = set_damage_aside(stream, 1, 1000, 3000)
+    assert copy is not None
+    (found,) = data.aside(settings)
+    assert (found.check, found.about, found.level) == (Check.JOURNAL, "damaged", Level.WARN)
+    assert found.found == f"1 parts ({copy.stat().st_size} bytes) could not be read and are kept in {copy.parent}"
+    copy.unlink()
+    name = stream / "stream"
+    name.write_text(name.read_text().replace("verbatim-journal 1", "verbatim-journal 0"))
+    set_foreign_aside(stream)
+    (found,) = data.aside(settings)
+    assert (found.about, found.level, bool(found.remedy)) == ("wire.old1", Level.WARN, True)
 
 
 def test_the_last_word_of_a_wire_process_that_is_dead(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from appliance.config import Settings, Wire
-from appliance.doctor import locks, network
-from appliance.doctor.finding import Finding, Level
+from appliance.doctor import examine, locks, network
+from appliance.doctor.finding import Check, Finding, Level
 from appliance.wire import abi, bpf, interlock, loader, program
 from tests.doctor.conftest import gateway, in_namespace, needs_root, worst
 
 pytestmark = needs_root
 PORTS = (8443,)
+LOCKS = [Check.PINS, Check.FILTERS, Check.INTERLOCK]
 
 
 def nft(script: str) -> None:
@@ -159,3 +160,19 @@ def test_a_program_that_is_not_attached(pinned: Settings) -> None:
     found = in_namespace(lambda: list(locks.attached(pinned, network.look())))
     assert [(one.about, one.level) for one in found] == [("eth1", Level.FAIL), ("eth0", Level.FAIL)]
     assert "start 'verbatim wire'" in found[0].remedy
+
+
+@pytest.mark.parametrize("switch", ["ipv4/ip_forward", "ipv6/conf/all/forwarding", ""])
+def test_no_lock_stands(switch: str, tmp_path: Path) -> None:
+    """Before the first start, or torn down: a failure exactly while the machine forwards."""
+    settings = gateway(tmp_path)
+
+    def look() -> list[Finding]:
+        for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            (network.SYSCTL / name).write_text(str(int(name == switch)))
+        return [one for one in examine(settings, root=True) if one.check in LOCKS]
+
+    found = in_namespace(look)
+    level = Level.FAIL if switch else Level.WARN
+    assert [(one.check, one.level) for one in found] == [(check, level) for check in LOCKS]
+    assert ["forwarding is on" in one.found and "ip_forward=0" in one.remedy for one in found] == [bool(switch)] * 3

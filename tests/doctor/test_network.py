@@ -1,11 +1,14 @@
 """Sysctls, interfaces and offloads of a real network namespace."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from appliance.doctor import network
 from appliance.doctor.finding import Check, Finding, Level
+from appliance.overview import Said
+from appliance.status import Status
 from tests.doctor.conftest import gateway, in_namespace, needs_root, sh, worst
 
 pytestmark = needs_root
@@ -17,23 +20,56 @@ def set_to(value: int, *paths: str) -> None:
         (CONF / path).write_text(str(value))
 
 
-def test_forwarding_that_is_off_is_named_with_its_sysctl() -> None:
-    found = in_namespace(lambda: list(network.forwarding(gateway())))
-    assert [(one.about, one.level) for one in found] == [("IPv4", Level.FAIL), ("IPv6", Level.FAIL)]
-    assert found[0].remedy.startswith("sysctl -w net.ipv4.ip_forward=1")
+LIVE = {"wire": Status("wire", os.getpid(), 0.0, {})}
+DEAD = {"wire": Status("wire", 2**22 + 1, 0.0, {})}
+BOTH = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
+
+
+@pytest.mark.parametrize(
+    ("said", "level", "remedy"),
+    [
+        ({}, Level.WARN, "start it, then sysctl -w net.ipv4.ip_forward=1, "),
+        (DEAD, Level.WARN, "start it, then sysctl -w net.ipv4.ip_forward=1, "),
+        (LIVE, Level.FAIL, "sysctl -w net.ipv4.ip_forward=1, "),
+        (None, Level.UNKNOWN, "run it as root"),
+    ],
+    ids=["before the first start", "after the wire process died", "while it runs", "without rights to see it"],
+)
+def test_forwarding_is_turned_on_when_the_wire_process_runs_and_never_at_boot(
+    said: Said | None, level: Level, remedy: str
+) -> None:
+    def off() -> list[Finding]:
+        set_to(0, *BOTH)
+        return list(network.forwarding(gateway(), said))
+
+    found = in_namespace(off)
+    assert [(one.about, one.level) for one in found] == [("IPv4", level), ("IPv6", level)]
+    assert found[0].remedy.startswith(remedy)
+    assert ("not in /etc/sysctl.d" in found[0].remedy) == (level is not Level.UNKNOWN)
 
     def on() -> list[Level]:
-        set_to(1, "ipv4/ip_forward", "ipv6/conf/all/forwarding")
-        return [one.level for one in network.forwarding(gateway())]
+        set_to(1, *BOTH)
+        return [one.level for one in network.forwarding(gateway(), said)]
 
     assert in_namespace(on) == [Level.OK, Level.OK]
 
 
+@pytest.mark.parametrize("switch", ["", *BOTH, "ipv4/conf/eth1/forwarding", "ipv6/conf/eth0/forwarding"])
+def test_each_switch_by_which_the_machine_forwards_counts(switch: str) -> None:
+    def look() -> bool:
+        set_to(0, *BOTH)
+        set_to(1, *filter(None, [switch]))
+        return network.forwards(gateway())
+
+    assert in_namespace(look) == bool(switch)
+
+
 def test_forwarding_that_is_off_on_one_interface_only() -> None:
     def off() -> list[str]:
+        set_to(0, "ipv6/conf/all/forwarding")
         set_to(1, "ipv4/ip_forward")
         set_to(0, "ipv4/conf/eth1/forwarding")
-        return [one.about for one in network.forwarding(gateway()) if one.level is Level.FAIL]
+        return [one.about for one in network.forwarding(gateway(), LIVE) if one.level is Level.FAIL]
 
     assert in_namespace(off) == ["IPv6", "IPv4 eth1"]
 

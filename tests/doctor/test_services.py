@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from appliance.config import Api, Issuer, Settings
-from appliance.doctor import Check, Finding, Level, examine, exit_code, services
+from appliance.doctor import Check, Finding, Level, examine, exit_code, network, services
 from appliance.status import publish, read
-from tests.doctor.conftest import gateway, worst
+from tests.doctor.conftest import gateway, in_namespace, needs_root, worst
 
 
 def test_refusals_are_told_by_reason(tmp_path: Path) -> None:
@@ -170,6 +170,20 @@ def test_what_nobody_expected_ends_one_check_only(
     assert {Check.DATA, Check.RULES, Check.PROCESSES, Check.STORE} <= {one.check for one in found}
 
 
+@needs_root
+def test_before_the_first_start_nothing_fails_where_the_readme_was_followed(tmp_path: Path) -> None:
+    """But for the issuer, who is not here: forwarding is off, and no lock stands."""
+    settings = gateway(tmp_path / "data", api=Api(listen=("10.20.1.1:8443",)), issuers=(issuer("https://127.0.0.1:1"),))
+
+    def look() -> list[Finding]:
+        for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            (network.SYSCTL / name).write_text("0")
+        return examine(settings, root=True)
+
+    found = in_namespace(look, "ip link set lo up", "ip route add default via 198.51.100.2")
+    assert [one for one in found if one.level is Level.FAIL and one.check is not Check.ISSUERS] == []
+
+
 @pytest.mark.parametrize(
     ("levels", "code"),
     [
@@ -183,19 +197,38 @@ def test_exit_codes(levels: set[Level], code: int) -> None:
     assert exit_code(levels) == code
 
 
+STRANGER = """
+import json, os, sys
+from pathlib import Path
+from appliance.config import load
+from appliance.doctor import examine
+settings = load(Path(sys.argv[1]))
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+print(json.dumps([one.to_json() for one in examine(settings, root=False)]))
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
-def test_without_root_it_says_what_it_could_not_see(tmp_path: Path) -> None:
-    data = tmp_path / "data"
+def test_without_root_it_says_what_it_could_not_see_and_calls_nothing_of_that_a_failure(tmp_path: Path) -> None:
+    """Beside processes that are well: what they hold is not in use by another program."""
+    data, config, trust = tmp_path / "data", tmp_path / "verbatim.toml", tmp_path / "idp.pem"
     data.mkdir(mode=0o700)
-    tmp_path.chmod(0o755)
-    code = (
-        "import os, json; from pathlib import Path; from appliance.config import Settings; "
-        "from appliance.doctor import examine; os.setgroups([]); os.setgid(65534); os.setuid(65534); "
-        f"print(json.dumps([one.to_json() for one in examine(Settings(data=Path({str(data)!r})), root=False)]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    trust.touch(mode=0o600)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    for name in ("wire", "record", "store", "api"):
+        publish(data, name, {"journal": {"bytes": 1, "room": 1 << 30}})
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        config.write_text(
+            f'data = "{data}"\n[api]\nlisten = ["127.0.0.1:{own.getsockname()[1]}"]\n'
+            f'[[issuers]]\nissuer = "https://127.0.0.1:1"\naudience = ["verbatim"]\nca = "{trust}"\n'
+        )
+        command = [sys.executable, "-c", STRANGER, str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     unseen = {one["check"] for one in found if one["level"] == "unknown"}
-    assert {"root", "features", "processes", "other-tables"} <= unseen
+    hidden = {"root", "features", "processes", "other-tables", "ports", "store", "journal", "issuers"}
+    assert hidden <= unseen
+    assert [one for one in found if one["check"] in hidden and one["level"] not in ("unknown", "ok")] == []
     assert all(one["remedy"] for one in found if one["level"] == "unknown")

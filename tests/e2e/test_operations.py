@@ -157,6 +157,10 @@ def test_a_wire_process_that_hangs_while_the_ring_fills(task: Task, appliance: A
         assert re.match(r"[4-9]\d % of 16 MiB wait for the journal: agents' traffic waits", found["found"])
         assert "verbatim wire" in found["remedy"]
         assert download.running
+        metrics = get(appliance, "/metrics").text.splitlines()
+        (shown,) = [line for line in metrics if line.startswith("verbatim_ring_fill_bytes ")]
+        assert float(shown.split()[1]) == pytest.approx(status(appliance)["ring"]["fill_bytes"], rel=0.1)
+        assert float(shown.split()[1]) > 0.4 * 2**24
         lab.gateway.run(["nft", "delete", "table", "inet", "verbatim"])
         assert examined(appliance)["interlock", ""]["level"] == "fail"
     assert download.popen.wait(60) == 0
@@ -167,8 +171,8 @@ def test_a_wire_process_that_hangs_while_the_ring_fills(task: Task, appliance: A
         return said if said["processes"]["wire"]["repairs"].get("interlock-restored") else None
 
     until(repaired, "the watchdog says that it put the table back")
-    metrics = get(appliance, "/metrics").text
-    assert re.search(r'^verbatim_repairs_total\{name="interlock-restored"\} [1-9]', metrics, re.M)
+    text = get(appliance, "/metrics").text
+    assert re.search(r'^verbatim_repairs_total\{name="interlock-restored"\} [1-9]', text, re.M)
     assert examined(appliance)["processes", "wire repairs"]["level"] == "warn"
     assert examined(appliance)["ring", ""]["level"] == "ok"
 
@@ -210,7 +214,7 @@ def test_a_machine_and_settings_full_of_mistakes(lab: Lab, appliance: Appliance,
     issuer = f"{lab.idp.issuer}"
     for check, about, level, says in (
         ("headers", "", "fail", "apt-get install linux-headers"),
-        ("forwarding", "IPv6", "fail", "sysctl -w net.ipv6.conf.all.forwarding=1"),
+        ("forwarding", "IPv6", "warn", "start it, then sysctl -w net.ipv6.conf.all.forwarding=1"),
         ("rp-filter", here, "warn", f"sysctl -w net.ipv4.conf.{here}.rp_filter=1"),
         ("loopback", here, "fail", f"sysctl -w net.ipv4.conf.{here}.route_localnet=0"),
         ("interfaces", "wire.agents eth9", "fail", "correct wire.agents"),
@@ -221,13 +225,49 @@ def test_a_machine_and_settings_full_of_mistakes(lab: Lab, appliance: Appliance,
         ("issuers", "https://nobody.lab.test", "fail", "see that"),
         ("issuers", f"{issuer}/other", "fail", "see that"),
         ("issuers", issuer, "fail", "issuers[].algorithms"),
-        ("pins", "", "warn", "start 'verbatim wire'"),
+        ("pins", "", "fail", "start 'verbatim wire'"),
         ("data", "", "warn", "the first start makes it"),
     ):
         one = found[check, about]
         assert (one["level"], says in one["remedy"]) == (level, True), one
     assert not (broken.parent / "data").exists()
     assert status(appliance)["healthy"]
+
+
+STRANGER = """
+import json, os, sys
+from pathlib import Path
+from appliance.config import load
+from appliance.doctor import examine, exit_code
+settings = load(Path(sys.argv[1]))
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+found = examine(settings, root=False)
+for one in found:
+    print(json.dumps(one.to_json()))
+sys.exit(exit_code({one.level for one in found}))
+"""
+
+
+def test_somebody_who_may_not_look_is_told_of_no_failure(lab: Lab, appliance: Appliance) -> None:
+    """Of a gateway that is well, by a user without rights: unknown, and never a remedy that harms."""
+    until(lambda: status(appliance)["healthy"], "the appliance is healthy")
+    done = lab.gateway.run([PYTHON, "-c", STRANGER, appliance.config], check=False, timeout=60)
+    found = findings(done)
+    assert [one for one in found.values() if one["level"] == "fail"] == []
+    assert done.code == 3, done.errors
+    assert {check for (check, _), one in found.items() if one["level"] == "unknown"} >= {
+        *("root", "pins", "filters", "interlock", "processes", "ports", "store", "journal", "journal-key", "ca"),
+    }
+
+
+def test_forwarding_that_is_off_while_the_wire_process_runs(lab: Lab, appliance: Appliance) -> None:
+    lab.gateway.sysctl({"net/ipv6/conf/all/forwarding": 0})
+    try:
+        found = examined(appliance)["forwarding", "IPv6"]
+    finally:
+        lab.gateway.sysctl({"net/ipv6/conf/all/forwarding": 1})
+    assert found["level"] == "fail"
+    assert found["remedy"].startswith("sysctl -w net.ipv6.conf.all.forwarding=1, in ExecStartPost=")
 
 
 def test_an_issuer_with_another_certificate(lab: Lab, appliance: Appliance, tmp_path: Path) -> None:

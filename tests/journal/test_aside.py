@@ -69,6 +69,7 @@ def test_a_corrupt_frame_in_the_middle_is_named_kept_aside_and_the_rest_read_on(
     assert numbers == [n for n in range(1, 17) if not 6 <= n < 6 + lost]
     copy = set_damage_aside(folder, damage.segment, damage.start, damage.end)
     assert copy is not None
+    assert copy.stat().st_mode & 0o777 == 0o600
     assert copy.read_bytes() == data[:HEADER_BYTES] + data[damage.start : damage.end]
     assert set_damage_aside(folder, damage.segment, damage.start, damage.end) == copy
 

@@ -162,12 +162,20 @@ def test_spans_stop_at_the_limit_and_other_kinds_still_fit(tmp_path: Path) -> No
         assert count == 7 * ((8192 - HEADER_BYTES) // frame_bytes(1000))
         assert writer.room() < frame_bytes(1000)
         before = writer.size()
-        with pytest.raises(JournalFull, match="let the recorder catch up"):
+        with pytest.raises(JournalFull, match=r"journal\.max_bytes \(65536\) lets it be; see why verbatim record lags"):
             writer.append(FrameKind.SPAN, bytes(1000), time_ns=0)
         assert writer.size() == before
         facts = [writer.append(FrameKind.EVENT, bytes(1000), time_ns=0) for _ in range(3)]
         assert writer.size() <= 8 * 8192
     assert numbers(tmp_path) == [*range(1, count + 1), *facts]
+
+
+def test_a_disk_without_room_is_told_as_that(tmp_path: Path) -> None:
+    with Writer(tmp_path, KEY, settings=settings().model_copy(update={"min_free_bytes": 2**60})) as writer:
+        assert writer.room() == 0
+        with pytest.raises(JournalFull, match=r"the disk has \d+ bytes left, too few .*; free disk space$"):
+            writer.append(FrameKind.SPAN, bytes(1000), time_ns=0)
+        writer.append(FrameKind.EVENT, bytes(1000), time_ns=0)
 
 
 def test_room_falls_by_what_is_written(tmp_path: Path) -> None:

@@ -46,3 +46,8 @@ def test_statement() -> None:
     assert said["forwarded"] == {"client": 120, "server": 120}
     assert said["refused"] == {"client": 0, "server": 2}
     assert "forwarded" not in statement((WHOLE, WHOLE), None)
+
+
+def test_the_kernel_proves_nothing_of_what_passed_it_by() -> None:
+    assert judge((WHOLE, WHOLE), (K, K), False, False, True) is Coverage.PARTIAL
+    assert judge((WHOLE, WHOLE._replace(packets=0)), (K, K), False, False, True) is Coverage.ONE_SIDED

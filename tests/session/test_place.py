@@ -45,3 +45,11 @@ def test_the_same_ring_goes_on() -> None:
     place = at(700)
     assert place.opened("r1", {"position": 40}) is None
     assert (place.ring, place.end) == ("r1", 700)
+
+
+def test_what_the_same_ring_gave_away_before_is_missing_at_once() -> None:
+    """Not only when more comes: the wire process says up to where it had read."""
+    place = at(700)
+    assert place.opened("r1", {"position": 950}) == {"from": 700, "to": 950}
+    assert place.end == 950
+    assert place.span(950, 990) == (0, None), "and is told once"

@@ -9,7 +9,9 @@ from appliance.session import sessions
 from appliance.session.identifiers import session_id
 from appliance.session.session import LINGER_NS, Birth
 from appliance.session.sessions import STUB_NS, Key, Sessions, choose
-from appliance.session.tcp import ACK, FORGET_NS, SYN, Segment, TcpSession
+from appliance.session.streams import FORGET_NS
+from appliance.session.tcp import TcpSession
+from appliance.session.tcp_segment import ACK, SYN, Segment
 from tests.session.traffic import STREAM, T0
 
 KEY: Key = (b"a" * 16, b"b" * 16, 1, 2, 6)

@@ -16,9 +16,7 @@ from tests.session.traffic import (
     SYN,
     T0,
     Peer,
-    assembler,
     feed,
-    ingest,
     record,
     run,
     span,
@@ -305,14 +303,6 @@ def test_an_idle_session_ends() -> None:
     found = run([*HELLO, *other.handshake(20 * SECOND)], idle=10.0)
     assert found.sessions[0].ending is Ending.IDLE
     assert found.sessions[1].ending is Ending.EOF
-
-
-def test_a_long_session_is_told_of_each_minute() -> None:
-    packets = [P.packet(0, PSH, 5 + n, b"x", acked=6, time=n * 10 * SECOND + SECOND) for n in range(20)]
-    machine = assembler()
-    rows = feed(ingest([*HELLO, *packets], close=False), machine)
-    revisions = [row for row in rows if isinstance(row, SessionRow)]
-    assert 4 <= len(revisions) <= 6
 
 
 @pytest.mark.parametrize("flow", [0, 77])

@@ -135,6 +135,11 @@ def test_fewer_rows_than_given_are_damage() -> None:
         (DatabaseError("secret", code=159), Refused, "exceeds the store's limits; narrow"),
         (DatabaseError("secret", code=516), Refused, "refuses the account"),
         (DatabaseError("secret", code=60, name="UNKNOWN_TABLE"), Unavailable, "ClickHouse error 60 UNKNOWN_TABLE"),
+        (
+            DatabaseError("secret", code=243),
+            Unavailable,
+            "takes no rows: its disk is full, or has less than its reserve",
+        ),
         (ConnectionResetError("secret"), Unavailable, "store at there fails"),
     ],
 )
@@ -147,6 +152,14 @@ def test_errors_of_the_driver_become_ours_without_its_text(
     with pytest.raises(expected, match=text) as fault:
         fake(query=fail).select("SELECT 1")
     assert "secret" not in str(fault.value)
+
+
+def test_a_batch_that_needs_too_much_memory_is_no_query_to_narrow() -> None:
+    def fail(block: rows.Block) -> int:
+        raise DatabaseError("secret", code=241)
+
+    with pytest.raises(Unavailable, match=r"too little memory for the batch; raise store\.max_memory"):
+        fake(insert=fail).insert([samples.event("s", 1)])
 
 
 def test_after_a_failure_the_next_call_connects_anew() -> None:

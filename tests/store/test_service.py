@@ -55,7 +55,7 @@ def test_it_ends_cleanly_and_starts_again_with_its_rows(tmp_path: Path) -> None:
 def test_a_second_service_of_the_folder_is_refused(served: Settings) -> None:
     command = [sys.executable, "-m", "appliance", "store", "--data", str(served.data)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.returncode != 0
+    assert answer.returncode == 1
     owner = live_service(served.data)
     assert owner is not None
     assert f"is in use by process {owner.pid}" in answer.stderr + answer.stdout

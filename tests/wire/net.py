@@ -32,7 +32,9 @@ import sys
 from pathlib import Path
 from appliance import config
 from appliance.wire import daemon
-getattr(daemon, sys.argv[2])(config.load(Path(sys.argv[1])))
+from appliance.wire.teardown import teardown
+settings = config.load(Path(sys.argv[1]))
+teardown(settings, stay_open=True) if sys.argv[2] == "teardown" else daemon.run(settings)
 """
 
 

@@ -157,6 +157,20 @@ def test_a_full_journal_stalls_and_goes_on_when_there_is_room(tmp_path: Path, du
         bench.close()
 
 
+def test_the_reason_of_a_stall_is_the_disk_or_the_limit_with_the_remedy(bench: Bench, tmp_path: Path) -> None:
+    bench.fill_journal()
+    assert bench.drain.reason.startswith(f"the journal is as large as journal.max_bytes ({SMALL.max_bytes}) lets it be")
+    assert "see why verbatim record lags" in bench.drain.reason
+    other = Bench(tmp_path / "other", min_free_bytes=2**60)
+    try:
+        other.drain.step(other.now)
+        assert other.drain.stalled
+        assert other.drain.reason.startswith("the disk has ")
+        assert other.drain.reason.endswith("free disk space")
+    finally:
+        other.close()
+
+
 def test_a_restart_with_a_full_journal_stalls_again_and_tells_in_order(bench: Bench) -> None:
     bench.fill_journal()
     for number in range(4):  # more restarts than the journal has segments in reserve

@@ -3,6 +3,7 @@
 What passed is told by a packet socket on the upstream host; what is recorded, by the journal.
 """
 
+import json
 import os
 import signal
 import socket
@@ -11,11 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from appliance import status
+from appliance import config, status
 from appliance.errors import Unavailable
+from appliance.journal import Frame, FrameKind
+from appliance.model import Coverage, Ending, SessionRow
+from appliance.session.assembler import Assembler
 from appliance.wire import bpf
 from tests.wire.net import AGENT, AGENT6, Net, Wire, inside, sh, until
 from tests.wire.sniffer import Seen, Sniffer, unrecorded
@@ -44,11 +49,13 @@ ELSEWHERE = "filter replace dev agents0 ingress pref 1 handle {handle} bpf da ob
 
 @dataclass(frozen=True)
 class Fault:
-    """Commands on the gateway. `repairs`: what the watchdog counts; `faults`: what it can only name."""
+    """Commands on the gateway. `repairs`: what the watchdog counts; `faults`: what it can only name. `unguarded`: the
+    interface from which packets could go back there."""
 
     commands: list[str]
     repairs: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
+    unguarded: tuple[str, ...] = ()
 
 
 ONE = {
@@ -72,7 +79,9 @@ ONE = {
 }
 TWO = {
     "filters-and-table": Fault([*NO_FILTER, *NO_RULES], ("filter-restored", "interlock-restored")),
-    "one-side-and-table": Fault([NO_CLSACT[0], *NO_RULES], ("filter-restored", "interlock-restored")),
+    "one-side-and-table": Fault(
+        [NO_CLSACT[0], *NO_RULES], ("filter-restored", "interlock-restored"), unguarded=("agents0",)
+    ),
     "qdiscs-under-an-accept": Fault([f"nft {ACCEPT}", *NO_CLSACT], ("filter-restored", "gate-restored")),
     "filters-under-forged-marks": Fault([f"nft {FORGED}", *NO_FILTER], ("filter-restored",), ("ruleset-foreign",)),
     "filters-and-past-the-interlock": Fault([f"nft {PAST}", *NO_FILTER], ("filter-restored",), ("ruleset-foreign",)),
@@ -165,7 +174,7 @@ def missing(wire: Wire, sniffer: Sniffer) -> list[Seen]:
 def test_broken_locks_let_nothing_unrecorded_pass_and_are_put_back_or_named(
     net: Net, wire: Wire, name: str, stranger: str
 ) -> None:
-    before, events, fault = repairs(wire), len(wire.events()), ALL[name]
+    before, events, told, fault = repairs(wire), len(wire.events()), len(unguarded(wire)), ALL[name]
     with Sniffer(net.upstream) as sniffer, Storm(net) as storm:
         until("traffic flows", lambda: storm.passes(0.1))
         with asleep(wire):  # first nobody watches
@@ -180,6 +189,8 @@ def test_broken_locks_let_nothing_unrecorded_pass_and_are_put_back_or_named(
     assert missing(wire, sniffer) == []
     assert storm.got[CLOSED] == 0
     until("it is on record", lambda: {*fault.repairs, *fault.faults} <= set(wire.events()[events:]))
+    bare = [said["interfaces"] for said in unguarded(wire)[told:]]
+    assert bare == ([list(fault.unguarded)] if fault.unguarded else []), "elsewhere one lock held"
     until("and published", lambda: set(fault.faults) <= set(status.read(wire.data)["wire"].faults))
 
 
@@ -190,6 +201,65 @@ def test_the_observer_sees_what_is_not_recorded(net: Net, wire: Wire) -> None:
             sh(*command.split(), netns=net.gateway)
         until("what is closed arrives", lambda: storm.got[CLOSED])
     assert missing(wire, sniffer)
+
+
+def test_a_time_without_any_lock_is_on_record_and_on_the_sessions_that_were_open(net: Net, wire: Wire) -> None:
+    known = len(unguarded(wire))
+    before = {name: repairs(wire).get(name, 0) for name in ("filter-restored", "gate-restored", "interlock-restored")}
+    with net.listen() as listener, net.connect(listener.getsockname()[1]) as client, listener.accept()[0] as server:
+        client.sendall(b"before")
+        assert server.recv(100) == b"before"
+        with Storm(net) as storm, asleep(wire):
+            stopped = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+            for command in (*NO_CLSACT, *NO_RULES):
+                sh(*command.split(), netns=net.gateway)
+            until("what is closed arrives", lambda: storm.got[CLOSED])
+            woken = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        until("it is on record", lambda: len(unguarded(wire)) > known)
+        until("all are back", lambda: all(repairs(wire).get(name, 0) > count for name, count in before.items()))
+    (said,) = unguarded(wire)[known:]
+    assert said["since_boottime_ns"] < stopped < woken < said["until_boottime_ns"] < woken + 10**9
+    lasted = said["until_boottime_ns"] - said["since_boottime_ns"]
+    assert said["until_ns"] - said["since_ns"] == pytest.approx(lasted, abs=10**7)
+    assert said["interfaces"] == ["agents0", "upstream0"]
+    restored = [one for one in map(_said, wire.frames()) if one.get("kind") in before][-len(before) :]
+    assert all(one["since_boottime_ns"] < stopped for one in restored)
+    with net.listen() as listener, net.connect(listener.getsockname()[1]) as client, listener.accept()[0] as server:
+        client.sendall(b"after")
+        assert server.recv(100) == b"after"
+    until("both sessions are over", lambda: {5, 6} <= closed(wire).keys())
+    first, second = closed(wire)[6], closed(wire)[5]
+    assert (first.coverage, first.findings) == (Coverage.PARTIAL, ("unguarded",))
+    assert (second.coverage, second.findings) == (Coverage.COMPLETE, ())
+
+
+def test_locks_that_went_while_no_wire_process_ran_were_gone_since_an_unknown_time(net: Net, wire: Wire) -> None:
+    known = len(unguarded(wire))
+    for commands in ((), (*NO_CLSACT, *NO_RULES)):
+        wire.stop(signal.SIGKILL)
+        for command in commands:
+            sh(*command.split(), netns=net.gateway)
+        wire.start()
+        told = unguarded(wire)[known:]
+        assert [said["interfaces"] for said in told] == ([["agents0", "upstream0"]] if commands else [])
+    assert [(said["since_ns"], said["since_boottime_ns"]) for said in told] == [(None, 0)]
+
+
+def _said(frame: Frame) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(frame.payload) if frame.kind is FrameKind.EVENT else {}
+    return said
+
+
+def unguarded(wire: Wire) -> list[dict[str, Any]]:
+    return [said for said in map(_said, wire.frames()) if said.get("kind") == "unguarded"]
+
+
+def closed(wire: Wire) -> dict[int, SessionRow]:
+    """Last rows of the TCP sessions that are over, as a recorder reads the journal, by bytes of the client."""
+    machine = Assembler(bytes(16), config.Record(), "gw")
+    rows = [row for frame in wire.frames() for row in machine.feed(frame)]
+    over = [row for row in rows if isinstance(row, SessionRow) and row.ending is not Ending.OPEN]
+    return {row.client_bytes: row for row in over if row.transport == "tcp"}
 
 
 def test_all_locks_removed_at_once_are_back_within_a_blink(net: Net, wire: Wire) -> None:

@@ -71,12 +71,13 @@ def test_changes_are_news_and_an_interface_made_anew_is_told_and_attached(net: N
             return [name for name, index in found.indexes.items() if filters.attached(ours, index, found.netlink)]
 
         try:
-            assert found.guard(ours) == Guarded([], {})
+            both = ["agents0", "upstream0"]
+            assert found.guard(ours) == Guarded([], both, [], {})
             assert attached() == ["agents0", "upstream0"]
-            assert found.guard(ours) == Guarded([], {})
+            assert found.guard(ours) == Guarded(both, [], [], {})
             for index in found.indexes.values():
                 filters.detach(index, found.netlink)
-            assert found.guard(ours) == Guarded(["agents0", "upstream0"], {})
+            assert found.guard(ours) == Guarded([], both, both, {})
             assert attached() == ["agents0", "upstream0"]
             before = found.agents["agents0"]
             until("no more news", lambda: not found.news())
@@ -90,7 +91,9 @@ def test_changes_are_news_and_an_interface_made_anew_is_told_and_attached(net: N
             assert found.refresh() == ["agents0"]
             assert found.agents == {"agents0": interface_index("agents0")}
             assert found.agents["agents0"] != before
-            assert found.guard(ours) == Guarded([], {}), "where it never was it is not put back"
+            assert found.guard(ours) == Guarded(["upstream0"], ["agents0"], [], {}), (
+                "where it never was it is not put back"
+            )
             assert attached() == ["agents0", "upstream0"]
         finally:
             found.close()

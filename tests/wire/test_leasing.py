@@ -13,7 +13,7 @@ import pytest
 from appliance import config
 from appliance.errors import MalformedInput, Refused, Unavailable
 from appliance.identity.leases import LeaseTable, Now
-from appliance.journal import Damage, FrameKind, JournalKey, Reader, Writer
+from appliance.journal import Damage, Frame, FrameKind, JournalKey, Reader, Writer
 from appliance.model import Identity
 from appliance.wire import bpf, leasing, maps
 from appliance.wire.abi import LeaseValue, pack_address
@@ -206,7 +206,7 @@ def test_a_restart_brings_leases_back_and_removes_what_is_not_on_the_books(bench
     again = bench.open(Now(NOW.unix + 10 * S, NOW.boottime + 10 * S, "boot"))
     again.restore(Now(NOW.unix + 10 * S, NOW.boottime + 10 * S, "boot"))
     assert bench.held() == {"c0000207": NOW.boottime + 60 * S}
-    assert bench.said()[2:] == [("expired", ended), ("renewed", id)]
+    assert bench.said()[2:] == [("expired", ended), ("restored", id)]
 
 
 def test_leases_follow_an_interface_that_is_made_anew(bench: Bench) -> None:
@@ -250,11 +250,38 @@ def test_a_neighbour_that_cannot_be_held_after_a_move_is_tried_again(
     assert board.held == {(12, "192.0.2.7"): board.mac}
 
 
+def test_what_could_not_be_saved_is_saved_when_there_is_room_again(bench: Bench) -> None:
+    kept, id = bench.grant(), bench.grant("192.0.2.8")
+    obstacle = bench.file.with_suffix(".new")
+    obstacle.mkdir()
+    bench.leasing.revoke(id, NOW)
+    assert sorted(bench.saved()) == sorted([kept, id])
+    bench.leasing.tend()
+    assert bench.leasing.unsaved
+    obstacle.rmdir()
+    bench.leasing.tend()
+    assert not bench.leasing.unsaved
+    assert bench.saved() == [kept]
+
+
 def test_a_damaged_file_is_malformed(tmp_path: Path) -> None:
     (tmp_path / "leases.json").write_text("{")
     with pytest.raises(MalformedInput):
         leasing.load(tmp_path / "leases.json", 3600, 4, NOW)
     assert leasing.load(tmp_path / "none.json", 3600, 4, NOW) == LeaseTable(3600, 4)
+
+
+def test_a_damaged_file_is_set_aside_and_told_of(bench: Bench, tmp_path: Path) -> None:
+    bench.file.write_text("{")
+    settings = config.Settings(data=tmp_path)
+    table = leasing.resume(bench.file, settings, bench.notes, NOW)
+    limits = settings.leases.max_seconds, settings.wire.max_leases
+    assert table == LeaseTable(*limits, holder_limit=settings.leases.max_per_identity)
+    assert (bench.file.exists(), bench.file.with_suffix(".damaged").read_text()) == (False, "{")
+    with Reader(bench.folder / "wire", bench.key) as reader:
+        item = reader.read()
+    assert isinstance(item, Frame)
+    assert json.loads(item.payload)["kind"] == "leases-lost"
 
 
 def test_a_full_table_is_granted_from_without_long_work(bench: Bench) -> None:

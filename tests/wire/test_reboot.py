@@ -16,6 +16,7 @@ import pytest
 
 from appliance.journal import FrameKind
 from appliance.model import Ending, EventRow, SessionRow
+from appliance.wire import former
 from appliance.wire.abi import Side
 from tests.wire.net import ROOT, Net, Wire, sh, until
 from tests.wire.test_daemon import connection, exchange, lease
@@ -36,6 +37,14 @@ class Machine(Wire):
         shell = ["unshare", "--mount", "--propagation", "unchanged", "sh", "-c"]
         bind = f'mount --make-rprivate / && mount --bind "{self.boot}" {BOOT_ID} && exec "$@"'
         return [*shell, bind, "sh", *command]
+
+
+def vanish(machine: Machine) -> None:
+    """As a reboot does: filters, pins and table are gone, and so is what the ring held."""
+    for name in ("agents0", "upstream0"):
+        sh("tc", "qdisc", "del", "dev", name, "clsact", netns=machine.net.gateway)
+    former.unpin(machine.bpffs)
+    sh("nft", "delete", "table", "inet", "verbatim", netns=machine.net.gateway)
 
 
 @pytest.fixture
@@ -61,7 +70,7 @@ def test_a_reboot_is_told_with_its_bounds_and_interrupts_what_was_open(machine: 
         until("journaled", lambda: machine.stream(port, Side.CLIENT) == b"journaled")
         machine.stop(signal.SIGKILL)
         assert exchange(agent, upstream, b" and lost with the ring")
-        machine.teardown()  # pins, filters, table: all gone
+        vanish(machine)
         assert not machine.bpffs.exists()
         before = time.time_ns()
         machine.boot.write_text("22222222-2222-4222-8222-222222222222\n")

@@ -34,7 +34,7 @@ abi.ABI = int(sys.argv[4])
 from appliance import config
 from appliance.wire import daemon, program
 program.source_folder = lambda: Path(sys.argv[3])
-getattr(daemon, sys.argv[2])(config.load(Path(sys.argv[1])))
+daemon.run(config.load(Path(sys.argv[1])))
 """
 UDP = '[[rules]]\nto = "0.0.0.0/0"\nprotocol = "udp"\n'
 ROOMY = "segment_bytes = 8388608\nmax_bytes = 167772160\n"

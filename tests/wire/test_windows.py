@@ -122,7 +122,9 @@ from appliance import config
 from appliance.wire import daemon
 SlowWriter.rate = 60e6
 daemon.Writer = SlowWriter
-getattr(daemon, sys.argv[2])(config.load(Path(sys.argv[1])))
+from appliance.wire.teardown import teardown
+settings = config.load(Path(sys.argv[1]))
+teardown(settings, stay_open=True) if sys.argv[2] == "teardown" else daemon.run(settings)
 """
 
 
