@@ -70,6 +70,7 @@ def family(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
+ONE_FAMILY = pytest.mark.parametrize("family", [1], ids=["IPv6"])  # where another test has shown both
 Url = Callable[[str], str]
 
 

@@ -15,7 +15,7 @@ from tests.lab.task import Task
 from tests.lab.wait import until
 
 SEED = int(os.environ.get("SEED", "7"))
-SECONDS = 14.0
+SECONDS = 9.0
 
 
 def test_killed_at_drawn_moments(lab: Lab, appliance: Appliance, run_id: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import os
 
-from tests.e2e.conftest import Url
+from tests.e2e.conftest import ONE_FAMILY, Url
 from tests.lab import Lab
 from tests.lab.appliance import Appliance
 from tests.lab.task import Task
@@ -54,6 +54,7 @@ def test_request_and_response_are_messages(task: Task, appliance: Appliance, url
         assert sent.decode() in message["text"]
 
 
+@ONE_FAMILY
 def test_decoded_bodies_are_searchable(task: Task, lab: Lab, appliance: Appliance, url: Url) -> None:
     plain = task.curl("--compressed", url("/api/items")).output
     session = task.session(protocol="http1")
@@ -65,6 +66,7 @@ def test_decoded_bodies_are_searchable(task: Task, lab: Lab, appliance: Applianc
     assert [hit["session_id"] for hit in hits] == [session["session_id"]]
 
 
+@ONE_FAMILY
 def test_chunked(task: Task, appliance: Appliance, url: Url) -> None:
     printed = task.curl(url("/app/chunks?n=3000")).output
     session = task.session(protocol="http1")
@@ -72,6 +74,7 @@ def test_chunked(task: Task, appliance: Appliance, url: Url) -> None:
     assert printed in appliance.messages(session)[-1]["text"]
 
 
+@ONE_FAMILY
 def test_upload(task: Task, appliance: Appliance, url: Url) -> None:
     sent = os.urandom(1_500_000)
     assert task.curl("--data-binary", "@-", url("/app/echo"), input=sent).stdout == sent
@@ -80,6 +83,7 @@ def test_upload(task: Task, appliance: Appliance, url: Url) -> None:
     assert appliance.stream(session, "server").endswith(sent)
 
 
+@ONE_FAMILY
 def test_several_requests_on_one_connection(task: Task, appliance: Appliance, url: Url) -> None:
     task.curl(url("/index.html"), url("/old"), url("/nowhere"), url("/plain.txt"))
     messages = appliance.messages(task.session(protocol="http1"))

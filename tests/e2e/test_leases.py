@@ -3,6 +3,7 @@
 import time
 from datetime import UTC, datetime
 
+from tests.e2e.conftest import ONE_FAMILY
 from tests.lab import Lab
 from tests.lab.appliance import Appliance
 from tests.lab.process import Process
@@ -26,6 +27,7 @@ def lost(process: Process) -> bool:
     return "server closed the connection" in process.output() or "Connection reset by peer" in process.output()
 
 
+@ONE_FAMILY
 def test_revocation_cuts_a_live_psql(task: Task, lab: Lab, appliance: Appliance, family: int) -> None:
     process = busy_psql(task, lab.db.addresses[family])
     before = time.monotonic()
@@ -38,6 +40,7 @@ def test_revocation_cuts_a_live_psql(task: Task, lab: Lab, appliance: Appliance,
     assert "begun" in "".join(message["text"] for message in appliance.messages(session))
 
 
+@ONE_FAMILY
 def test_expiry_cuts_a_live_psql(lab: Lab, appliance: Appliance, run_id: str, family: int) -> None:
     token = lab.token("agent-one", lifetime=20)
     with Task(appliance, 1, token, run_id, seconds=4) as task:
