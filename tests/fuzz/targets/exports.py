@@ -2,7 +2,8 @@
 
     transport, ending, address family, ports; then chunks: direction, how far behind the one before, bytes
 
-What holds: whatever a session consists of, its export can be read, and gives the same bytes at the same offsets.
+What holds: whatever a session consists of, its export can be read, and gives the same bytes at the same offsets, but
+for what looks like a credential.
 """
 
 import io
@@ -86,6 +87,9 @@ def check(data: bytes) -> None:
         for chunk in chunks:
             if chunk.direction is whose:
                 stream[chunk.offset : chunk.offset + len(chunk.data)] = chunk.data
+        for made in again.chunks():
+            for begin, until in made.redacted if made.direction is whose and not made.copy else ():
+                stream[made.offset + begin : made.offset + until] = b"*" * (until - begin)
         assert again.stream(whose) == bytes(stream), "another stream than the one that was exported"
 
 
