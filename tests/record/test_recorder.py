@@ -5,8 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -20,6 +19,7 @@ from appliance.record import Recorder
 from appliance.record.recorder import MAX_SNAPSHOT_PAUSE
 from appliance.session import assembler
 from appliance.store.rows import TABLES
+from tests.lab.wait import until
 from tests.session.test_assembler import busy, clock, hello, numbered, opened
 from tests.session.traffic import MS, PSH, SECOND, STREAM, T0, Peer, Recorded, feed, ingest, span
 
@@ -553,14 +553,6 @@ record.run(config.Settings(data=Path(sys.argv[1]), node="gw", record={"snapshot"
 """
 
 
-def wait(check: Callable[[], bool], seconds: float = 40.0) -> None:
-    """Until `check()` is true."""
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
-
-
 def test_the_service_stores_publishes_and_ends_cleanly(tmp_path: Path) -> None:
     """The real thing beside a real store, which starts after it; stopped by SIGTERM, killed by SIGKILL, read back."""
     from appliance.store.client import open_store
@@ -568,7 +560,7 @@ def test_the_service_stores_publishes_and_ends_cleanly(tmp_path: Path) -> None:
 
     settings = settled(tmp_path)
     write(settings, numbered(opened(), clock(T0, T0), span(0, *hello(Peer()))))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", SERVICE, str(tmp_path)], env=environment)
@@ -589,16 +581,16 @@ def test_the_service_stores_publishes_and_ends_cleanly(tmp_path: Path) -> None:
     service = start()
     served = None
     try:
-        wait(lambda: "not served" in said_of_the_store())
+        until(lambda: "not served" in said_of_the_store(), "the recorder misses its store", 40)
         served = subprocess.Popen(
             [sys.executable, "-m", "appliance", "store", "--data", str(tmp_path)], env=environment
         )
-        wait(lambda: caught_up(1))
+        until(lambda: caught_up(1), "all is stored", 40)
         service.kill()
         service.wait(20)
         write(settings, [clock(T0 + SECOND, T0 + SECOND), span(0, *hello(Peer(client_port=7), SECOND))])
         service = start()
-        wait(lambda: caught_up(2))
+        until(lambda: caught_up(2), "what came since is stored", 40)
         service.send_signal(signal.SIGTERM)
         assert service.wait(30) == 0
         assert "record" not in status.read(tmp_path)
