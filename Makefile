@@ -18,6 +18,7 @@ test: setup ## all tests: units, eBPF, the kernel floor in an emulator, end to e
 	@$(PYTHON) -m pytest $(T)
 
 bench: setup ## figures beside those of a peer in the same run, also in build/bench.json (ONLY=case: one; about 20 minutes)
+	@.ci/peers
 	@$(PYTHON) -m tests.bench $(ONLY)
 
 fuzz: setup ## hostile bytes for all that reads captured bytes, half a minute a target (SECONDS=n each, ONLY=target,target)

@@ -20,7 +20,7 @@ from api.deps import Parts
 from api.routes import ca, health, leases, records
 from api.server import CIPHERS, MAX_HEADERS, BodyLimit, Protocol, raise_file_limit
 from appliance import __version__, log
-from appliance.config import Settings
+from appliance.config import HOST, Settings
 from appliance.errors import MalformedInput, Unavailable, VerbatimError
 from appliance.identity import ca as authority
 from appliance.identity.jwks import trust
@@ -31,7 +31,8 @@ from appliance.wire.control import Client
 
 SHUTDOWN_SECONDS = 5
 STATUS_SECONDS = 1.0
-TEND_SECONDS = 2.0  # between two looks whether an issuer is to be asked
+TEND_SECONDS = 2.0  # between two looks whether an issuer is to be asked, and whether the CA was rotated
+LEAF_SECONDS = 3600.0  # between two looks whether the certificate ends soon
 SILENCE_SECONDS = 5  # connections that say nothing are not accepted before
 OTHER_ADDRESS = "choose an address of this machine"
 
@@ -42,7 +43,8 @@ def create(parts: Parts) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(_publish_each_second(parts, started)), asyncio.create_task(_tend(parts))]
+        chores = (_publish_each_second(parts, started), _tend(parts), _renew(parts, app.state.tls))
+        tasks = [asyncio.create_task(chore) for chore in chores]
         yield
         for task in tasks:
             task.cancel()
@@ -59,7 +61,7 @@ def create(parts: Parts) -> FastAPI:
         redirect_slashes=False,
         responses={"default": {"model": errors.ErrorBody}},
     )
-    app.state.parts = parts
+    app.state.parts, app.state.tls = parts, None
     app.add_middleware(BodyLimit)
     errors.install(app)
     for router in (health.router, ca.router, leases.router, records.router):
@@ -72,13 +74,13 @@ def run(settings: Settings) -> None:
     log.configure(settings.log_level, "api")
     check_issuers(settings)
     raise_file_limit()
-    ours = authority.load_or_create(settings.data, settings.node)
-    certificate, key = authority.api_certificate(ours, settings.data, names(settings))
+    ours = authority.Current(settings.data, settings.node)
+    certificate, key = authority.api_certificate(ours(), settings.data, names(settings))
     wire = Client(run_folder(settings.data) / "wire.sock")
     with open_store(settings, "reader", embed=False) as store, open_store(settings, "writer", embed=False) as audit:
         app = create(Parts(settings, Verifier(settings.issuers), ours, store, audit, wire))
         sockets = [listen(address) for address in settings.api.listen]
-        structlog.get_logger().info("api-started", addresses=list(settings.api.listen), ca=ours.fingerprint)
+        structlog.get_logger().info("api-started", addresses=list(settings.api.listen), ca=ours().fingerprint)
         server(app, certificate, key).run(sockets=sockets)
 
 
@@ -109,6 +111,8 @@ def server(app: FastAPI, certificate: Path, key: Path) -> uvicorn.Server:
         ssl_ciphers=CIPHERS,
         loop="uvloop",
     )
+    config.load()
+    app.state.tls = config.ssl
     return uvicorn.Server(config)
 
 
@@ -146,7 +150,8 @@ def listen(address: str) -> socket.socket:
 
 def names(settings: Settings) -> list[str]:
     """What the API's certificate must be valid for: its addresses, configured names, localhost."""
-    found = [*settings.api.names, settings.node, "localhost", "127.0.0.1", "::1"]
+    node = (settings.node,) if HOST.fullmatch(settings.node.lower()) else ()
+    found = [*settings.api.names, *node, "localhost", "127.0.0.1", "::1"]
     for address in settings.api.listen:
         host = ip_address(split_address(address)[0])
         found += local_addresses(host.version) if host.is_unspecified else [str(host)]
@@ -188,3 +193,19 @@ async def _tend(parts: Parts) -> None:
         except Exception as error:  # whatever it was, the issuers are asked again: without keys nobody gets a lease
             structlog.get_logger().error("check-failed", reason=f"issuers: {error}", exc_info=error)
         await asyncio.sleep(TEND_SECONDS)
+
+
+async def _renew(parts: Parts, tls: ssl.SSLContext | None) -> None:
+    """Have new connections be shown a certificate of the CA as it is now, that does not end soon."""
+    shown, looked = parts.authority(), time.monotonic()
+    while tls is not None:
+        await asyncio.sleep(TEND_SECONDS)
+        try:
+            ours = parts.authority()
+            if ours is shown and time.monotonic() - looked < LEAF_SECONDS:
+                continue
+            wanted = names(parts.settings)
+            tls.load_cert_chain(*await asyncio.to_thread(authority.api_certificate, ours, parts.settings.data, wanted))
+            shown, looked = ours, time.monotonic()
+        except (VerbatimError, OSError) as error:
+            structlog.get_logger().error("check-failed", reason=f"API certificate: {error}")

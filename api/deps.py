@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from api.errors import Unauthenticated
 from appliance.config import Settings
 from appliance.errors import MalformedInput, Refused
-from appliance.identity.ca import Authority
+from appliance.identity.ca import Current
 from appliance.identity.oidc import Verified, Verifier
 from appliance.store.client import Store
 from appliance.store.rows import AuditRow
@@ -28,7 +28,7 @@ class Parts:
 
     settings: Settings
     verifier: Verifier
-    authority: Authority
+    authority: Current
     store: Store
     audit: Store  # the same store, open for writing: who read what
     wire: Client

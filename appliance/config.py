@@ -22,28 +22,83 @@ Network = IPv4Network | IPv6Network
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
+HOST = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+EVERYWHERE = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Rule(Section):
-    """What happens to flows to a destination. The longest network wins, then port, then protocol."""
+class RelayRule(Section):
+    """How a relay treats the flows of a rule whose lane is relay."""
 
-    to: Network = Field(description="destination network")
+    application: Literal["auto", "http", "postgres", "mysql", "redis", "ssh", "raw"] = Field(
+        "auto", description="the protocol; auto: by the port where mediation needs it, else by what is said"
+    )
+    mode: Literal["splice", "mediate"] = Field(
+        "splice", description="splice: bytes pass unchanged; mediate: the protocol is parsed in the path"
+    )
+    identify: Literal["lease", "token"] = Field(
+        "lease", description="token: an access token in the protocol says who acts, and wins over a lease; mediate only"
+    )
+    secret: str = Field(
+        "", description="name of the credential that is used upstream instead of the agent's; mediate only"
+    )
+    source: Literal["gateway", "agent"] = Field("gateway", description="whose address the server sees")
+    opaque: Literal["refuse", "pass"] = Field(
+        "refuse", description="TLS that cannot be terminated (pinning, ECH, no name): refuse, or pass as ciphertext"
+    )
+    verify: bool = Field(True, description="the server's certificate must be valid; false: recorded and accepted")
+    ca: Path | None = Field(None, description="PEM file to verify the server's certificate with; empty: system")
+    client_certificate: str = Field("", description="name of the secret of kind tls-client to show to the server")
+    upstream_tls: Literal["same", "require"] = Field(
+        "same", description="same: TLS to the server when the agent speaks TLS; require: also when it does not"
+    )
+    host_key: str = Field(
+        "", description="SSH: the server's pinned public key, as in authorized_keys; empty: the first seen"
+    )
+
+    @model_validator(mode="after")
+    def _needs_mediation(self) -> Self:
+        for name, set_ in (("identify = 'token'", self.identify == "token"), ("secret", bool(self.secret))):
+            if set_ and self.mode != "mediate" and self.application != "ssh":
+                raise ValueError(f"{name} needs mode = 'mediate': a spliced flow is not changed")
+        if self.mode == "mediate" and self.application in ("auto", "raw"):
+            raise ValueError("mode = 'mediate' needs an application: http, postgres, mysql, redis or ssh")
+        return self
+
+
+class Rule(Section):
+    """What happens to flows to a destination. A host that fits wins, then the longest network, port, protocol."""
+
+    to: Network | None = Field(
+        None, description="destination network; may be left out where host is given: any address"
+    )
+    host: str = Field(
+        "", description="name of the server, or *.example.com for all below it; on the wire by recorded DNS answers"
+    )
     port: int = Field(0, ge=0, le=65535, description="0: any")
     protocol: Literal["any", "tcp", "udp", "icmp"] = Field("any", description="of the transport")
     lane: Literal["tap", "relay", "refuse"] = Field(
-        "tap", description="tap: record and forward; refuse; relay is reserved and refuses"
+        "tap", description="tap: record and forward; relay: terminate, record the plaintext and forward; refuse"
     )
     unbound: bool = Field(False, description="open to agents without a lease; recorded as unbound")
+    relay: RelayRule = Field(RelayRule(), description="how a relay treats the flows; for lane = 'relay'")
+
+    @field_validator("host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        name = value.lower().removesuffix(".")
+        if name and not HOST.fullmatch(name):
+            raise ValueError(f"{value!r} is not a host name; write db.example.com or *.example.com")
+        return name
 
     @field_validator("to", mode="before")
     @classmethod
     def _network(cls, value: object) -> object:
         """Here, so that a mistake is told once, and not for either version of IP."""
-        if isinstance(value, IPv4Network | IPv6Network):
+        if value is None or isinstance(value, IPv4Network | IPv6Network):
             return value
         try:
             whole = ip_network(value, strict=False) if isinstance(value, str) else None
@@ -60,7 +115,17 @@ class Rule(Section):
     def _port_needs_protocol(self) -> Self:
         if self.port and self.protocol not in ("tcp", "udp"):
             raise ValueError("a rule with a port needs protocol = 'tcp' or 'udp'")
+        if self.to is None and not self.host:
+            raise ValueError("a rule needs a network in 'to', or a 'host'")
+        if self.lane == "relay" and self.protocol not in ("any", "tcp"):
+            raise ValueError("lane = 'relay' is for protocol = 'tcp'")
+        if self.lane != "relay" and self.relay != RelayRule():
+            raise ValueError("[rules.relay] needs lane = 'relay'")
         return self
+
+    def networks(self) -> tuple[Network, ...]:
+        """The destinations: `to`, or every address."""
+        return EVERYWHERE if self.to is None else (self.to,)
 
 
 class Wire(Section):
@@ -193,6 +258,25 @@ def _https(name: str, address: str) -> None:
         raise ValueError(f"{wanted}, without a user's name")
 
 
+class Relay(Section):
+    """The relay processes, which serve the flows of rules with lane = "relay"."""
+
+    workers: int = Field(0, ge=0, le=32, description="relay processes; 0: one for each processor")
+    proxy: tuple[str, ...] = Field(
+        (), description="agent-facing addresses of an explicit HTTP proxy, as 10.1.0.1:3128 or [v6]:port"
+    )
+    buffer_bytes: Annotated[int, Field(ge=16384)] = Field(
+        256 * 1024, description="bytes of each direction that wait for a slow reader before its writer is held back"
+    )
+    handshake_timeout: Seconds = Field(15.0, description="for TLS, log-in and the connection to the server")
+    idle_timeout: Seconds = Field(3600.0, description="a flow without bytes in either direction ends after this")
+    max_connections_per_lease: Count = Field(
+        1024, description="relayed at one time; the same for an address without one"
+    )
+    max_connections: Count = Field(16384, description="relayed by one process at one time")
+    drain: Seconds = Field(300.0, description="how long a process that was replaced goes on with its flows")
+
+
 class Leases(Section):
     max_seconds: Seconds = Field(3600.0, description="a lease ends with its token, or after this")
     max_per_identity: Count = Field(256, description="leases of one identity at one time")
@@ -210,8 +294,14 @@ class Settings(BaseSettings):
     store: Store = Store()
     api: Api = Api()
     leases: Leases = Leases()
+    relay: Relay = Relay()
     issuers: tuple[Issuer, ...] = ()
     rules: tuple[Rule, ...] = ()
+
+    @property
+    def relayed(self) -> bool:
+        """Whether there is anything for relays to do."""
+        return bool(self.relay.proxy) or any(rule.lane == "relay" for rule in self.rules)
 
     @classmethod
     def settings_customise_sources(

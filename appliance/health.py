@@ -13,6 +13,7 @@ from appliance.status import Status, read
 
 PARTS = ("wire", "record", "store")  # what the API needs
 PROCESSES = (*PARTS, "api")
+RELAY = "relay"
 MAX_LAG = 60.0  # seconds from packet to store before search counts as behind
 MAX_AHEAD = 2.0  # seconds by which a status file may be dated in the future before the clock counts as set back
 
@@ -40,8 +41,12 @@ class Part:
 
 
 def parts(said: Mapping[str, Status], *, embedded: bool, names: tuple[str, ...] = PARTS) -> dict[str, Part]:
-    """Each process of `names` by what it last said. `embedded`: the store is ours to watch."""
-    return {name: part(name, said.get(name)) for name in names if embedded or name != "store"}
+    """Each process of `names` by what it last said. `embedded`: the store is ours to watch.
+
+    Relays run where rules need them: they count once they have spoken.
+    """
+    asked = (*names, *(() if RELAY in names or RELAY not in said else (RELAY,)))
+    return {name: part(name, said.get(name)) for name in asked if embedded or name != "store"}
 
 
 def judge(data: Path, *, embedded: bool) -> dict[str, str]:

@@ -5,22 +5,13 @@
 #ifndef VERBATIM_FLOW_H
 #define VERBATIM_FLOW_H
 
+#include "leg.h"
 #include "quota.h"
 #include "record.h"
 #include "source.h"
 
 #define PORT_QUIC 443
-
-static __always_inline void reverse(struct flow_key *to, const struct flow_key *from)
-{
-	__builtin_memcpy(to->source, from->destination, 16);
-	__builtin_memcpy(to->destination, from->source, 16);
-	to->source_port = from->destination_port;
-	to->destination_port = from->source_port;
-	to->protocol = from->protocol;
-	to->family = from->family;
-	to->reserved = 0;
-}
+#define PORT_DNS 53
 
 /* The flow of the packet, or 0 and .flow_key as if the packet opened one. Sets record.side. From upstream come servers'
  * packets: so they are looked for first. */
@@ -156,14 +147,16 @@ static __always_inline int ask_rules(struct scratch *s, __u8 *unbound)
 			exact = 1;
 		}
 	}
-	if (!best) /* QUIC is told as such, so that people see why clients fall back to TCP */
-		return protocol == IPPROTO_UDP && port == PORT_QUIC ? REASON_QUIC : REASON_NO_RULE;
+	if (!best && protocol == IPPROTO_UDP && port == PORT_QUIC) /* told as such: people see why clients fall back to TCP */
+		return REASON_QUIC;
+	if (!best)
+		return protocol == IPPROTO_TCP && s->names && s->opens ? REASON_NO_NAME : REASON_NO_RULE;
 	s->rule = best->id;
 	s->record.lane = best->lane;
 	*unbound = best->unbound;
-	if (best->lane == LANE_RELAY)
-		return REASON_RELAY;
-	if (best->lane != LANE_TAP)
+	if (best->lane == LANE_RELAY && protocol != IPPROTO_TCP)
+		return protocol == IPPROTO_UDP && port == PORT_QUIC ? REASON_QUIC : REASON_PROTOCOL;
+	if (best->lane != LANE_TAP && best->lane != LANE_RELAY)
 		return REASON_RULE;
 	if (protocol == IPPROTO_UDP && port == PORT_QUIC && !exact)
 		return REASON_QUIC;
@@ -190,15 +183,6 @@ static __always_inline void remember_rule(struct scratch *s, struct flow *flow, 
 	flow->rule = s->rule;
 	flow->lane = s->record.lane;
 	((struct tracked *)flow)->rules = s->rules | !!unbound;
-}
-
-/* Does the packet come from the lease's own link-layer address? */
-static __always_inline int is_borrowed(struct scratch *s, struct lease *lease)
-{
-	__u32 *high = (__u32 *)lease->link, *from = (__u32 *)s->link;
-	__u16 *low = (__u16 *)(lease->link + 4), *end = (__u16 *)(s->link + 4);
-
-	return (*high || *low) && (*high != *from || *low != *end);
 }
 
 /* Nobody vouches for the source of a packet of an unbound flow but the routes. They are asked once for a client that
@@ -250,13 +234,10 @@ static __always_inline int ask_leases(struct __sk_buff *skb, struct scratch *s, 
 static __always_inline int is_impostor(struct __sk_buff *skb, struct scratch *s)
 {
 	struct record *record = &s->record;
-	struct lease *lease;
 
 	if (s->role != ROLE_AGENT || record->side == SIDE_CLIENT || s->related || record->flags & RECORD_F_UNBOUND)
 		return 0;
-	lease = bpf_map_lookup_elem(MAP(MAP_LEASES), s->key.source);
-	return !lease || lease->expires <= record->time || (lease->ifindex && lease->ifindex != skb->ifindex) ||
-	       is_borrowed(s, lease);
+	return !is_leased(skb, s);
 }
 
 /* Take leave of the flow that a SYN replaces. */
@@ -288,6 +269,15 @@ static __always_inline struct flow *open_flow(struct scratch *s, struct flow *fo
 	return bpf_map_lookup_elem(MAP(MAP_FLOWS), &s->flow_key); /* also when another CPU was quicker */
 }
 
+/* A flow that was opened for a packet that did not pass after all. */
+static __always_inline void forget_flow(struct scratch *s, struct flow *flow)
+{
+	__u64 payer = flow->lease;
+
+	if (!bpf_map_delete_elem(MAP(MAP_FLOWS), &s->flow_key))
+		account_flow(s, payer, -1);
+}
+
 /* The packet's flow, and whether it may pass now. The flow is also given when it may not. */
 static __always_inline int admit(struct __sk_buff *skb, struct scratch *s, struct flow **found)
 {
@@ -297,14 +287,13 @@ static __always_inline int admit(struct __sk_buff *skb, struct scratch *s, struc
 	int reason;
 
 	flow = find_flow(s);
+	if ((!flow || flow->lane != LANE_TAP) && !s->proxied && find_leg(s))
+		return OUT_LEG;
 	if (s->related)
 		turn_round(s);
 	if (flow && starts_anew(s, flow)) {
 		if (record->side == SIDE_SERVER) {
-			__u64 payer = flow->lease;
-
-			if (!bpf_map_delete_elem(MAP(MAP_FLOWS), &s->flow_key))
-				account_flow(s, payer, -1);
+			forget_flow(s, flow);
 			s->flow_key = s->key;
 			record->side = SIDE_CLIENT;
 		} else {
@@ -320,17 +309,23 @@ static __always_inline int admit(struct __sk_buff *skb, struct scratch *s, struc
 	} else {
 		reason = may_open(s);
 	}
-	if (!reason && !(flow && recall_rule(s, flow, &unbound))) {
+	if (s->proxied) {
+		record->lane = LANE_RELAY;
+		unbound = 1; /* the proxy asks for a token */
+	} else if (!reason && !(flow && recall_rule(s, flow, &unbound))) {
 		reason = ask_rules(s, &unbound);
 		if (!reason && flow)
 			remember_rule(s, flow, unbound);
 	}
+	if (!reason && record->lane == LANE_RELAY && (s->role != ROLE_AGENT || record->side != SIDE_CLIENT))
+		reason = REASON_NO_FLOW; /* the server's side of it is the gateway itself */
 	if (!reason)
 		reason = ask_leases(skb, s, flow, unbound);
 	if (!reason && is_impostor(skb, s))
 		reason = REASON_IMPOSTOR;
 	/* What carries nothing always gets through: nobody would send a reset or the last acknowledgement again. */
-	if (!reason && (record->payload || record->protocol != IPPROTO_TCP) && exceeds_share(s, record->lease))
+	if (!reason && record->lane == LANE_TAP && (record->payload || record->protocol != IPPROTO_TCP) &&
+	    exceeds_share(s, record->lease))
 		reason = REASON_RING_SHARE;
 	if (!reason && former)
 		reason = close_former(s, former);

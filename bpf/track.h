@@ -64,27 +64,38 @@ static __always_inline __u8 track(struct scratch *s, struct side_state *mine, st
 	return is_closed(mine) && is_closed(other) ? FLOW_FIN : FLOW_LIVE;
 }
 
-/* Count a packet that is in the ring. ICMP errors about the flow are none of its packets. */
+/* A packet of one side. Returns enum flow_end. */
+static __always_inline __u8 count_packet(struct scratch *s, struct side_state *mine, struct side_state *other)
+{
+	__sync_fetch_and_add(&mine->packets, 1);
+	if (s->record.payload)
+		__sync_fetch_and_add(&mine->bytes, s->record.payload);
+	return s->record.protocol == IPPROTO_TCP ? track(s, mine, other) : FLOW_LIVE;
+}
+
+/* Count a packet that is in the ring, or that a relay gets or sends. ICMP errors about the flow are none of its packets. */
 static __always_inline void count(struct scratch *s, struct flow *flow)
 {
-	struct record *record = &s->record;
-	struct side_state *mine = &flow->sides[record->side & 1];
-	struct side_state *other = &flow->sides[(record->side & 1) ^ 1];
-	__u8 end;
+	__u8 side = s->record.side & 1, end;
 
-	flow->last = record->time;
+	flow->last = s->record.time;
 	if (s->related)
 		return;
-	__sync_fetch_and_add(&mine->packets, 1);
-	if (record->payload)
-		__sync_fetch_and_add(&mine->bytes, record->payload);
-	if (record->protocol != IPPROTO_TCP)
-		return;
-	end = track(s, mine, other);
+	end = count_packet(s, &flow->sides[side], &flow->sides[side ^ 1]);
 	if (end != FLOW_LIVE && flow->end == FLOW_LIVE) {
 		flow->end = end;
 		report_end(s, flow);
 	}
+}
+
+/* The same for a relay's connection to a server. Nobody is told of its end: the relay knows it. */
+static __always_inline void count_leg(struct scratch *s, struct leg *leg, __u8 side)
+{
+	leg->last = s->record.time;
+	if (!leg->start)
+		leg->start = s->record.time;
+	if (!s->related)
+		count_packet(s, &leg->sides[side & 1], &leg->sides[(side & 1) ^ 1]);
 }
 
 #endif

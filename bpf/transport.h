@@ -181,20 +181,24 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct scratch *s)
 	return echo_ports(s, record->protocol, type, bpf_ntohs(*(__be16 *)(s->bytes + 4)));
 }
 
+static __always_inline void begin_key(struct scratch *s)
+{
+	__builtin_memcpy(s->key.source, s->record.source, 16);
+	__builtin_memcpy(s->key.destination, s->record.destination, 16);
+	s->key.family = s->record.family;
+	s->key.protocol = s->record.protocol;
+}
+
 static __always_inline int parse_transport(struct __sk_buff *skb, struct scratch *s)
 {
-	struct record *record = &s->record;
-	__u8 protocol = record->protocol;
+	__u8 protocol = s->record.protocol;
 
-	__builtin_memcpy(s->key.source, record->source, 16);
-	__builtin_memcpy(s->key.destination, record->destination, 16);
-	s->key.family = record->family;
-	s->key.protocol = protocol;
+	begin_key(s);
 	if (protocol == IPPROTO_TCP)
 		return parse_tcp(skb, s);
 	if (protocol == IPPROTO_UDP)
 		return parse_udp(skb, s);
-	if (protocol == (record->family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
+	if (protocol == (s->record.family == 4 ? IPPROTO_ICMP : IPPROTO_ICMPV6))
 		return parse_icmp(skb, s);
 	if (protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6 || protocol == IPPROTO_GRE ||
 	    protocol == IPPROTO_ESP || protocol == IPPROTO_AH || protocol == IPPROTO_MPLS ||

@@ -3,6 +3,7 @@
  * The recorder's datapath: one TC ingress program on every agent-facing and upstream-facing interface.
  *
  *     parse -> flow -> lease and rule -> record -> count -> lower the window -> mark
+ *                                     -> for a relay's socket -> count -> mark
  *
  * Nothing is forwarded before it is in the ring: a packet gets its two marks only after its record is submitted. The
  * interlock (nftables) drops every forwarded packet without the first, the gate (gate.c) every one without the second.
@@ -17,10 +18,12 @@
  */
 #include "clamp.h"
 #include "flow.h"
+#include "leg.h"
 #include "parse.h"
 #include "record.h"
 #include "scratch.h"
 #include "source.h"
+#include "steer.h"
 #include "track.h"
 
 static __always_inline int leave(__u32 way)
@@ -33,20 +36,7 @@ static __always_inline int leave(__u32 way)
 	return TC_ACT_SHOT;
 }
 
-/* A refused packet goes to the stack for its answer. Its hop limit is used up, so that the kernel does not forward it
- * even where the interlock is gone. Not 0: it could not be done. */
-static __always_inline int exhaust(struct __sk_buff *skb, struct scratch *s)
-{
-	__u8 *ttl = &s->bytes[0], last = 1;
-
-	if (s->record.family == 6)
-		return bpf_skb_store_bytes(skb, s->packet + offsetof(struct ipv6hdr, hop_limit), &last, 1, BPF_F_RECOMPUTE_CSUM);
-	if (s->record.family != 4 || LOAD(skb, s->packet + offsetof(struct iphdr, ttl), s, 2))
-		return -1;
-	return bpf_l3_csum_replace(skb, s->packet + offsetof(struct iphdr, check), bpf_htons(*ttl << 8), bpf_htons(last << 8), 2) ||
-	       bpf_skb_store_bytes(skb, s->packet + offsetof(struct iphdr, ttl), &last, 1, 0);
-}
-
+/* A packet that gets an answer goes to the stack for it, with its hop limit used up. */
 static __always_inline int refuse(struct __sk_buff *skb, struct scratch *s, struct flow *flow, __u32 reason, __u64 interval)
 {
 	int told;
@@ -77,6 +67,9 @@ static __always_inline int forward(struct __sk_buff *skb, struct scratch *s, str
 	count(s, flow);
 	if (s->record.protocol == IPPROTO_TCP && !s->related)
 		mind_window(skb, s, settings, flow);
+	else if (s->names && s->record.source_port == PORT_DNS && s->role == ROLE_UPSTREAM && !s->related &&
+		 s->record.protocol == IPPROTO_UDP && s->record.side == SIDE_SERVER)
+		copy_answer(skb, s);
 	bump(COUNTER_PACKETS, 1);
 	bump(COUNTER_BYTES, s->record.length);
 	skb->mark = MARK_RECORDED;
@@ -101,6 +94,8 @@ static __always_inline void start(struct __sk_buff *skb, struct scratch *s, stru
 	s->ring = settings->ring;
 	s->used = bpf_ringbuf_query(MAP(MAP_RING), BPF_RB_AVAIL_DATA);
 	s->local = 0;
+	s->proxied = 0;
+	s->names = !!settings->names;
 	__builtin_memset(s->link, 0, sizeof(s->link));
 	record->version = WIRE_ABI;
 	record->ifindex = skb->ifindex;
@@ -126,15 +121,21 @@ int wire(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	start(skb, s, settings);
 	reason = parse(skb, s);
+	if (reason == OUT_LOCAL)
+		reason = admit_local(skb, s, settings);
 	if (reason >= OUT_LOCAL)
 		return leave(reason);
 	if (settings->stalled)
 		reason = REASON_JOURNAL_FULL;
 	if (!reason)
 		reason = admit(skb, s, &flow);
-	if (!reason && flow)
+	if (reason == OUT_LEG)
+		reason = steer_leg(skb, s);
+	else if (!reason && flow && s->record.lane == LANE_RELAY)
+		reason = relay_packet(skb, s, &flow);
+	else if (!reason && flow)
 		reason = forward(skb, s, settings, flow);
-	if (reason || !flow)
-		return refuse(skb, s, flow, reason, settings->refusal_interval);
-	return TC_ACT_OK;
+	else if (!reason)
+		reason = REASON_FLOWS_FULL; /* cannot be: what is admitted has a flow */
+	return reason ? refuse(skb, s, flow, reason, settings->refusal_interval) : TC_ACT_OK;
 }

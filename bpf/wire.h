@@ -39,15 +39,17 @@ enum reason {
 	REASON_RING_SHARE = 9,    /* the lease fills as much of the ring as it may beside the others */
 	REASON_SPOOFED = 10,      /* the source belongs behind another interface, or to another link-layer address */
 	REASON_GATEWAY = 11,      /* an agent asks for a service of the gateway itself that is not for agents */
+	REASON_RELAY = 12,        /* the rule's lane is relay and no relay takes the connection now */
+	REASON_NO_NAME = 13,      /* no rule yet, but some name hosts: the answer that tells of this address may be on its way */
 	REASON_LAST_SILENT = 15,
 	REASON_NO_LEASE = 16,
 	REASON_LEASE_EXPIRED = 17,
 	REASON_LEASE_CHANGED = 18, /* the flow began under another lease */
 	REASON_NO_RULE = 19,
 	REASON_RULE = 20,          /* the rule's lane is refuse */
-	REASON_RELAY = 21,         /* the rule's lane is relay and no relay serves it */
+	REASON_RELAY_LOST = 21,    /* a segment of a relayed connection that no relay has, or has any more */
 	REASON_QUIC = 22,
-	REASON_PROTOCOL = 23,      /* neither TCP, nor UDP, nor ICMP of a known flow */
+	REASON_PROTOCOL = 23,      /* neither TCP, nor UDP, nor ICMP of a known flow; or not TCP, for a relay */
 	REASON_INBOUND = 24,       /* a new flow from upstream */
 	REASON_UNREADABLE = 25,    /* an encapsulation or extension header that the program cannot read */
 	REASON_TUNNEL = 26,        /* UDP to a port of tunnels that no rule names */
@@ -89,7 +91,10 @@ enum map {
 	MAP_NETWORKS = 14,  /* LPM trie: struct network_key -> u32 index of the interface that the routes lead to, 0: several */
 	MAP_HELD = 15,      /* hash: struct flow_key, as the packet's sender sends -> struct held; user space takes them out */
 	MAP_PRESSURE = 16,  /* array of one struct pressure */
-	MAP_COUNT = 17,
+	MAP_RELAYS = 17,    /* hash: u32 slot below RELAYS_MAX -> struct relay; not written by the program */
+	MAP_LEGS = 18,      /* hash: struct flow_key, as the relay sends -> struct leg; relays put them in and take them out */
+	MAP_ANSWERS = 19,   /* a second ring: struct answer, DNS answers of recorded flows, while rules name hosts */
+	MAP_COUNT = 20,
 };
 
 /* record.flags */
@@ -103,9 +108,11 @@ enum map {
 
 #define RECORD_F_UNVERIFIED 0x40 /* TCP: the checksum is filled in, and no device has verified it */
 
-/* skb->mark, set on arrival; the interlock forwards MARK_RECORDED only, and answers MARK_REFUSED. */
+/* skb->mark, set on arrival; the interlock forwards MARK_RECORDED only, and answers MARK_REFUSED. What bears MARK_STEERED
+ * is delivered to a relay's socket by a routing rule, and never forwarded: its hop limit is used up. */
 #define MARK_RECORDED 0x56420001
 #define MARK_REFUSED 0x56420002
+#define MARK_STEERED 0x56420003
 
 /* The same for the gate (gate.c): skb->tc_classid on arrival, which the kernel keeps as skb->tc_index until the packet
  * leaves, and which nftables cannot set. */
@@ -141,6 +148,13 @@ struct record { /* 112 bytes */
 	__u16 header; /* bytes from the IP header to the transport payload */
 	__u16 vlan;
 	__u32 spare;
+};
+
+#define ANSWER_BYTES 1232 /* the longest answer over UDP that needs no fragments (DNS flag day 2020) */
+
+struct answer { /* 1344 bytes; in map answers */
+	struct record record; /* .length: of the message */
+	__u8 message[ANSWER_BYTES];
 };
 
 struct side_state { /* 48 bytes, one per direction, counted after recording */
@@ -303,9 +317,34 @@ struct meta { /* 56 bytes; map meta, one element: what the pinned set was made o
 	__u8 program[32]; /* SHA-256 of the pinned program's sources */
 };
 
-#define PORTS_MAX 8
+#define RELAYS_MAX 64
 
-struct settings { /* 56 bytes; map settings, one element */
+/* A relay process that takes connections: its listeners are bound to 0.0.0.0 and [::] at one port, with IP_TRANSPARENT and
+ * IPV6_TRANSPARENT, without SO_REUSEPORT (bpf_sk_assign refuses such sockets before kernel 6.6). */
+struct relay { /* 16 bytes */
+	__u64 worker; /* names the process: its start in clock ticks since boot << 22 | its number */
+	__u16 port;
+	__u16 reserved[3];
+};
+
+/* A connection that a relay makes to a server. The relay puts it in before its SYN leaves. */
+struct leg { /* 136 bytes */
+	__u64 start; /* of its first packet; 0: there was none */
+	__u64 last;
+	__u64 id; /* the relay's own */
+	__u64 worker; /* as in struct relay */
+	__u32 flags; /* LEG_F_* */
+	__u32 reserved;
+	struct side_state sides[2]; /* the relay is the client */
+};
+
+#define LEG_F_TRANSPARENT 0x01 /* its source is the agent's own address: what comes back is steered to the relay's socket */
+#define LEG_F_UNBOUND 0x02     /* an agent that is the server needs no lease of its own */
+
+#define PORTS_MAX 8
+#define PROXIES_MAX 8
+
+struct settings { /* 72 bytes; map settings, one element */
 	__u32 stalled; /* not 0: refuse everything, the journal is full */
 	__u32 refusal_rate; /* refusal records in a second, of all sources together */
 	__u64 refusal_interval; /* ns between two refusal records of one source and reason */
@@ -315,7 +354,8 @@ struct settings { /* 56 bytes; map settings, one element */
 	__u32 ring; /* its bytes */
 	__u32 clamp; /* bytes in the ring above which windows are lowered; 0: never */
 	__u32 rules; /* an even number, another one for another content of map rules, set after it; 0: flows remember nothing */
-	__u32 reserved;
+	__u32 names; /* not 0: rules name hosts, and DNS answers tell of their addresses */
+	__u16 proxies[PROXIES_MAX]; /* TCP ports of the gateway where relays are an explicit proxy for agents; 0: none */
 };
 
 #endif

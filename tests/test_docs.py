@@ -114,7 +114,7 @@ def test_every_fault_is_documented_and_no_other() -> None:
         r'return "([a-z-]+)", f?"',
         r'\("([a-z-]+)", self\.[\w.]*fault\)',
     )
-    sources = [wire / "watch.py", wire / "interfaces.py", wire / "daemon.py"]
+    sources = [wire / "watch.py", wire / "interfaces.py", wire / "daemon.py", wire / "routing.py"]
     sources += [ROOT / "appliance" / name for name in ("health.py", "identity/jwks.py")]
     sources += (ROOT / "appliance" / "record").glob("*.py")
     names = {name for path in sources for way in ways for name in re.findall(way, path.read_text("utf-8"))}

@@ -93,3 +93,9 @@ def test_another_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
         with pytest.raises(MalformedInput, match="not a folder; name"):
             check_readable(data)
         assert read(data) == {}
+
+
+def test_relays_count_once_they_have_spoken() -> None:
+    assert "relay" not in parts({"wire": said({})}, embedded=False)
+    found = parts({"relay": said({"faults": {"not-steered": "no program"}})}, embedded=False)
+    assert found["relay"].faults == {"not-steered": "no program"}

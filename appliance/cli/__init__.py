@@ -11,7 +11,7 @@ import sys
 import typer
 
 from appliance import __version__
-from appliance.cli import lease, operations, records, services
+from appliance.cli import ca, lease, operations, records, secret, services
 from appliance.errors import MalformedInput, Unavailable, VerbatimError
 from appliance.replay.text import printable
 
@@ -50,7 +50,8 @@ def options(
 
 for verbs in (services, operations, records):
     verbs.register(app)
-app.add_typer(lease.app)
+for group in (ca, secret, lease):
+    app.add_typer(group.app)
 
 
 def main() -> None:

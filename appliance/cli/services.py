@@ -1,4 +1,4 @@
-"""Verbs that run the appliance: up, its four processes, its CA."""
+"""Verbs that run the appliance: up, and its five processes."""
 
 from typing import Annotated
 
@@ -6,17 +6,16 @@ import typer
 
 from appliance import config
 from appliance.cli import supervise
-from appliance.cli.output import Config, Data, Json, console, emit, facts
+from appliance.cli.output import Config, Data, Json, console, emit
 from appliance.errors import MalformedInput
-from appliance.identity import ca as authority
+from appliance.identity.undumpable import forbid_dumps
 from appliance.lock import only
 from appliance.replay.text import printable
 
 
 def register(app: typer.Typer) -> None:
-    for verb in (up, wire, record, store, api):
+    for verb in (up, wire, relay, record, store, api):
         app.command()(verb)
-    app.command("ca")(show_ca)
 
 
 def up(config_file: Config = None, data: Data = None, json: Json = False) -> None:
@@ -37,6 +36,7 @@ def wire(
     json: Json = False,
 ) -> None:
     """Attach the eBPF program, keep leases and rules, drain the ring into the journal (needs root)."""
+    forbid_dumps()
     from appliance.wire.daemon import run
     from appliance.wire.teardown import teardown
 
@@ -55,8 +55,27 @@ def wire(
         run(settings)
 
 
+def relay(
+    config_file: Config = None,
+    data: Data = None,
+    worker: Annotated[int | None, typer.Option(hidden=True, min=0, help="Be one worker, of this number.")] = None,
+    json: Json = False,
+) -> None:
+    """Terminate the flows of rules with lane = "relay", record their plaintext, forward it (needs root)."""
+    forbid_dumps()
+    from appliance.relay import service
+    from appliance.relay.worker import run
+
+    settings = config.load(config_file, data=data)
+    if worker is not None:
+        raise typer.Exit(run(settings, worker))
+    options = ["--data", str(settings.data)] + (["--config", str(config_file)] if config_file else [])
+    raise typer.Exit(service.run(settings, options))
+
+
 def record(config_file: Config = None, data: Data = None, json: Json = False) -> None:
     """Turn the journal into sessions and messages, and put them into the store."""
+    forbid_dumps()
     from appliance import record as recorder
 
     settings = config.load(config_file, data=data)
@@ -66,6 +85,7 @@ def record(config_file: Config = None, data: Data = None, json: Json = False) ->
 
 def store(config_file: Config = None, data: Data = None, json: Json = False) -> None:
     """Serve the embedded store on loopback."""
+    forbid_dumps()
     from appliance.store.service import run
 
     run(config.load(config_file, data=data))
@@ -73,19 +93,9 @@ def store(config_file: Config = None, data: Data = None, json: Json = False) -> 
 
 def api(config_file: Config = None, data: Data = None, json: Json = False) -> None:
     """Serve leases, search and streams over HTTPS."""
+    forbid_dumps()
     from api import app as service
 
     settings = config.load(config_file, data=data)
     with only(settings.data, "api"):
         service.run(settings)
-
-
-def show_ca(config_file: Config = None, data: Data = None, json: Json = False) -> None:
-    """Print the appliance's CA certificate and fingerprint, for agents to trust."""
-    settings = config.load(config_file, data=data)
-    ours = authority.load_or_create(settings.data, settings.node)
-    if json:
-        emit({"fingerprint_sha256": ours.fingerprint, "pem": ours.pem.decode("ascii")})
-        return
-    console.print(ours.pem.decode("ascii"), end="")
-    facts((("SHA-256", ours.fingerprint), ("file", settings.data / "keys" / "ca.crt")))

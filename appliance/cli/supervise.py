@@ -1,4 +1,4 @@
-"""`verbatim up`: runs store, wire, record and api on one machine, and starts again what dies.
+"""`verbatim up`: runs store, wire, relay, record and api on one machine, and starts again what dies.
 
 In production each is a systemd unit of its own; this is the same for one terminal. Processes are executed anew, never
 forked (the store's engine does not survive a fork), and end with their supervisor, also when that is killed: a new one
@@ -27,7 +27,7 @@ from appliance.lock import only
 PR_SET_PDEATHSIG = 1
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
-STOP_ORDER = ("api", "wire", "record", "store")  # so that the last that was recorded is stored
+STOP_ORDER = ("api", "relay", "wire", "record", "store")  # so that the last that was recorded is stored
 BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0)
 FORMER_SECONDS = STOP_SECONDS + 10  # for processes of a supervisor that was killed to end
 FORMER_RUNNING = "they are waited for; stop them, unless they are of a 'verbatim up' that was killed and end anyway"
@@ -155,7 +155,8 @@ def up(settings: Settings, config_file: Path | None, *, as_json: bool) -> int:
     """Run everything until SIGTERM or SIGINT. Returns the exit code."""
     log.configure(settings.log_level, "up")
     options = ["--data", str(settings.data)] + (["--config", str(config_file)] if config_file else [])
-    names = ("wire", "record", "api") if settings.store.url else ("store", "wire", "record", "api")
+    relayed = ("relay",) if settings.relayed else ()
+    names = (*(() if settings.store.url else ("store",)), "wire", *relayed, "record", "api")
     children = [Child(name, [sys.executable, "-m", "appliance", name, *options]) for name in names]
     with only(settings.data, "up"):
         return Supervisor(settings, children).run(as_json=as_json)

@@ -43,6 +43,9 @@ class Dissector(Protocol):
     `opaque` is true once the bytes that follow are encrypted. `successor` names the dissector to hand both
     directions to from here on (HTTP upgrade, TLS after SSLRequest); None while there is none.
 
+    What a successor has to know of how it came to be is in `legacy`, plain data; a dissector that wants to know has
+    `inherit(legacy)`, called before anything else.
+
     Where credentials are understood there are three more methods. `guarded(direction)`: the offset from which on bytes
     that are missing may hold one. `torn(direction)`: what follows if the dissection breaks off now. `resume(direction,
     torn)`: called once, before anything else: the first byte may lie anywhere within a message; `torn` is what the

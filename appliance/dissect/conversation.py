@@ -27,15 +27,33 @@ from appliance.dissect.dns import Dns
 from appliance.dissect.dns_tcp import DnsTcp
 from appliance.dissect.echo import Echo
 from appliance.dissect.http1 import Http1
+from appliance.dissect.http2 import Http2
 from appliance.dissect.http_lost import stray_ranges
 from appliance.dissect.http_secrets import stray_secrets
+from appliance.dissect.mysql import Mysql
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.raw import Raw
+from appliance.dissect.redis import Redis
+from appliance.dissect.ssh import Ssh
+from appliance.dissect.ssh_relayed import SshRelayed
 from appliance.dissect.tls import Tls
 from appliance.dissect.unframed import Unframed
+from appliance.dissect.websocket import WebSocket
 from appliance.model import Direction, Message, Redaction
 
-STREAM: Final[tuple[type[Dissector], ...]] = (Tls, Postgres, Http1, DnsTcp, Raw)
+STREAM: Final[tuple[type[Dissector], ...]] = (
+    Tls,
+    Mysql,
+    Postgres,
+    Http2,
+    Http1,
+    WebSocket,
+    Redis,
+    Ssh,
+    SshRelayed,
+    DnsTcp,
+    Raw,
+)
 DATAGRAM: Final[tuple[type[Dissector], ...]] = (Dns, RawDatagrams)
 REGISTRIES: Final[dict[str, tuple[type[Dissector], ...]]] = {"tcp": STREAM, "icmp": (Echo, RawDatagrams)}
 
@@ -184,7 +202,7 @@ class Conversation(Detection):
         elif self._dissector is None or isinstance(self._dissector, Unframed | Http1):
             unseen = not (late and isinstance(self._dissector, Http1))
             found += [(low, high) for low, high, _ in stray_ranges(data, unseen=unseen)]
-        elif isinstance(self._dissector, Postgres) and self._guard(direction) < FAR:
+        elif isinstance(self._dissector, Http2 | Mysql | Postgres | Redis) and self._guard(direction) < FAR:
             found = [(0, len(data))]
         return found
 
@@ -208,6 +226,15 @@ class Conversation(Detection):
             gaps.append((start, end))
 
     # -- input -----------------------------------------------------------------------------------------------------
+
+    def adopt(self, protocol: str) -> Output:
+        """Who took part says what is spoken: nothing is left to detect. A name that is not known changes nothing, and
+        neither does one that comes when a dissector is at work.
+        """
+        known = {candidate.protocol: candidate for candidate in self._registry}
+        if self._dissector is not None or protocol not in known:
+            return []
+        return self._cut_all(self._follow(reversed(self._begin(known[protocol]))))
 
     def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
         if self._dissector is None or not data:
@@ -265,9 +292,10 @@ class Conversation(Detection):
         client, server = self._base[Direction.CLIENT], self._base[Direction.SERVER]
         dissector = self._dissector = chosen(client, server)
         handed, self._handed = self._handed, None
-        if self._unseen and isinstance(dissector, Http1 | Postgres | Tls | Unframed):
+        resume = getattr(dissector, "resume", None)
+        if self._unseen and resume is not None:
             for direction in self._unseen if handed is None else Direction:
-                dissector.resume(direction, None if handed is None else handed.torn.get(direction))
+                resume(direction, None if handed is None else handed.torn.get(direction))
         self._enter(chosen.protocol, client, server)
         self._received = dict(self._base)
         pending = self._pending
@@ -360,6 +388,9 @@ class Conversation(Detection):
             known = {candidate.protocol: candidate for candidate in self._registry}
             raw = self._registry[-1]
             self._begin(raw if len(self._chain) > MAX_HANDOVERS else known.get(name or "", raw))
+            inherit = getattr(self._dissector, "inherit", None)
+            if inherit is not None:
+                inherit(getattr(done, "legacy", {}))
         return left
 
     def _rest(self, done: Dissector, direction: Direction) -> bytes:

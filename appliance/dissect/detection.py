@@ -7,6 +7,8 @@ segments. What arrived before the verdict is kept, for whoever reads it then.
 from typing import Literal
 
 from appliance.dissect import Dissector, Match
+from appliance.dissect.http2 import Http2
+from appliance.dissect.http2_frames import midstream
 from appliance.dissect.raw import Raw
 from appliance.dissect.unframed import Unframed
 from appliance.model import Direction
@@ -88,4 +90,9 @@ class Detection:
     def _last(self) -> type[Dissector]:
         """What fits everything."""
         last = self._registry[-1]
-        return Unframed if last is Raw and (self._unseen or self._damaged) else last
+        if last is not Raw or not (self._unseen or self._damaged):
+            return last
+        if Http2 in self._registry and any(map(midstream, self._prefix.values())):
+            self._unseen.update(Direction)
+            return Http2
+        return Unframed

@@ -2,15 +2,16 @@
 
 Messages
 - `request`: attrs method, target, host, version, headers ([name, value] each), content_type, encoding, body_bytes, and
-  where there are any trailers, sha256 (of a whole body up to MAX_BODY, as sent), bare_lf, obs_fold, chunk_extensions.
+  where there are any trailers, sha256 (of a whole body up to MAX_BODY, as sent), bare_lf, obs_fold, chunk_extensions,
+  and smuggling: what of it two parsers may read differently (the cases are in http_head.py).
 - `response`: status and reason in place of method, target and host; `informational`: the same for 1xx.
-- `event`: server-sent events that arrived together, before the response they belong to ends.
+- `event`, `grpc-message`: what a body is made of, as it arrives; see http_events.py and grpc.py.
 - `data`: bytes where no message could be found: behind a gap or a malformed message.
 Text is the start line, the fields and the decoded body, if that is text. `reply_to` is the request's start.
 Flags: truncated, malformed, smuggling, gap, redacted, undecoded. Session attrs: host, user_agent, server, requests,
 responses, and degraded once a direction had to be searched for its next message.
 
-Successor: "auto" behind a CONNECT that was granted; behind 101 the protocol switched to ("tls", "websocket", ...).
+Successor: "auto" behind a CONNECT that was granted; behind 101 the protocol switched to ("tls", "websocket", "http2").
 
 Heads and bodies are cut out by the state machine in http_framing.py, but for what is usual, which goes a shorter way
 (http_whole.py). Here is what the caller sees: bytes, gaps and ends that come in, and what may follow or was missed.
@@ -124,7 +125,8 @@ class Http1(Framed):
     def held(self) -> int:
         messages = (side.message for side in self._sides.values() if side.message is not None)
         buffers = sum(len(side.buffer) for side in self._sides.values())
-        return buffers + 128 * len(self._pairs) + sum(message.held for message in messages)
+        pairs = sum(128 + len(pair.path) for pair in self._pairs)
+        return buffers + pairs + sum(message.held for message in messages)
 
     def shed(self) -> Output:
         """Bodies are not read for text any more; what may be a credential is still looked for."""

@@ -34,7 +34,7 @@ from appliance.dissect.http_head import (
     text_of,
 )
 from appliance.dissect.http_lost import Lost, last_line, mask_fields, mask_stray
-from appliance.dissect.http_message import Open, Pair
+from appliance.dissect.http_message import Open, Pair, called
 from appliance.dissect.http_side import BODY, Side, State
 from appliance.dissect.raw import printable
 from appliance.model import Direction, Message
@@ -43,8 +43,9 @@ MAX_CHUNK_LINE: Final = 1 << 13  # bytes of a chunk-size line
 MAX_WAIT: Final = 1 << 16  # bytes that a client sends ahead of the answer to CONNECT or Upgrade
 MAX_PIPELINE: Final = 1024  # requests that wait for their answers
 
+_NAMES: Final = {"h2c": "http2"}  # protocols of an Upgrade whose dissector has another name
 _HEAD_END = re.compile(rb"\n\r?\n")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[^\r\n]*)?\r?\n")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})([ \t]*)(;[^\r\n]*)?\r?\n")
 
 
 class Framed:
@@ -53,6 +54,7 @@ class Framed:
     def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
         self.attrs: dict[str, Any] = {"requests": 0, "responses": 0}
         self.successor: str | None = None
+        self.legacy: dict[str, Any] = {}
         self._sides = {Direction.CLIENT: Side(client_offset), Direction.SERVER: Side(server_offset)}
         self._pairs: deque[Pair] = deque()
 
@@ -145,7 +147,7 @@ class Framed:
     def _request(self, head: Head, shown: str, start: int, out: Output) -> None:
         side = self._sides[Direction.CLIENT]
         upgrade = head.method == "CONNECT" or (bool(head.first("upgrade")) and "upgrade" in head.tokens("connection"))
-        pair = Pair(head.method, start, upgrade)
+        pair = Pair(head.method, start, upgrade, path=called(head))
         self._asked(pair)
         framing = request_framing(head)
         self.attrs["requests"] += 1
@@ -173,7 +175,14 @@ class Framed:
             client = self._sides[Direction.CLIENT]
             if client.lost is not None:
                 out += client.lost.pause(client.last_ns)
-            self.successor = "auto" if granted else head.first("upgrade").lower().split("/")[0].strip() or "raw"
+            named = head.first("upgrade").lower().split("/")[0].strip()
+            self.successor = "auto" if granted else _NAMES.get(named, named) or "raw"
+            self.legacy = {
+                "method": pair.method if pair is not None else "",
+                "start": pair.start if pair is not None else None,
+                "extensions": ", ".join(head.values("sec-websocket-extensions")),
+                "protocol": head.first("sec-websocket-protocol"),
+            }
             return
         self._expect(Direction.SERVER, response_framing(head, pair.method if pair is not None else ""), out)
         client = self._sides[Direction.CLIENT]
@@ -188,6 +197,7 @@ class Framed:
         message = side.message
         assert message is not None  # the caller made it
         message.flags.update(message.head.flags)
+        message.cases.update(message.head.cases)
         if framing.broken:
             message.flags.add("malformed")
             self._finish(direction, side.offset, out)
@@ -233,12 +243,16 @@ class Framed:
             return self._too_long(direction, MAX_CHUNK_LINE, out)
         found = _CHUNK_SIZE.fullmatch(side.buffer, side.place, end)
         if found is None:
+            message.cases.add("chunk-size")
             self._bad_body(direction, out)
             return True
-        if found.group(2):
+        if found.group(3):
             message.notes.add("chunk_extensions")
+        if found.group(2):
+            message.cases.add("chunk-space")
         if side.buffer[end - 2 : end - 1] != b"\r":
             message.notes.add("bare_lf")
+            message.cases.add("bare-lf")
         side.remaining = int(found.group(1), 16)
         del found  # it holds the buffer
         side.place = end
@@ -247,9 +261,13 @@ class Framed:
 
     def _chunk_end(self, direction: Direction, out: Output) -> bool:
         side = self._sides[direction]
+        message = side.message
+        assert message is not None  # every body state has one
         opening = bytes(side.buffer[side.place : side.place + 2])
         if opening == b"\r":
             return False
+        if opening != b"\r\n":
+            message.cases.add("bare-lf" if opening[:1] == b"\n" else "chunk-end")
         if opening != b"\r\n" and opening[:1] != b"\n":
             self._bad_body(direction, out)
             return True
@@ -275,6 +293,7 @@ class Framed:
         trailers = Head()
         parse_fields(shown, trailers)
         message.trailers = trailers.fields
+        message.cases |= trailers.cases
         message.flags |= trailers.flags | ({"redacted"} if shown is not block else set())
         side.place = side.scanned = end
         self._finish(direction, side.offset, out)

@@ -1,6 +1,7 @@
 """Start lines, field lines and body framing of HTTP/1.x (RFC 9112 §3 to §6). Pure; credentials are masked before.
 
-Framing that two parsers may read differently (the raw material of request smuggling) is flagged `smuggling`.
+Framing that two parsers may read differently (the raw material of request smuggling) is flagged `smuggling`, and each
+case of it is named: see `Head.cases`.
 """
 
 import re
@@ -40,11 +41,19 @@ _LONG = re.compile(
 _ANSWERS = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}[ \r\n]")
 _ANSWER_BEGUN = re.compile(rb"H(?:T(?:T(?:P(?:/(?:1(?:\.(?:[0-9](?: (?:[1-9][0-9]{0,2})?)?)?)?)?)?)?)?)?")
 
+_CODINGS = frozenset(("chunked", "gzip", "x-gzip", "deflate", "compress", "x-compress"))
+
 Field = tuple[str, str, list[str]]  # name in lower case, value; both as messages list them, which many may share
 
 
 class Head(msgspec.Struct):
-    """A start line and its fields. `flags` and `notes` say what was odd about them."""
+    """A start line and its fields. `flags` and `notes` say what was odd about them, `cases` what parsers differ about:
+
+    `cl-te`: Content-Length beside Transfer-Encoding. `cl-conflict`, `cl-invalid`: several lengths; one that is none.
+    `te-unknown`, `te-repeated`, `te-not-last`, `te-version`: a coding that is not registered, or empty; chunked twice;
+    chunked not at the end; any in HTTP/1.0. `space-before-colon`, `name-invalid`: of these two fields. `obs-fold`,
+    `bare-lf`, `bare-cr`, `nul`: of any line. Of a body: `chunk-size`, `chunk-space`, `chunk-end`.
+    """
 
     version: str = ""
     method: str = ""
@@ -54,6 +63,7 @@ class Head(msgspec.Struct):
     fields: list[list[str]] = []  # name and value of each
     flags: set[str] = set()  # malformed, smuggling
     notes: set[str] = set()  # bare_lf, obs_fold
+    cases: set[str] = set()
     named: dict[str, list[str]] = {}  # values of `fields` by name in lower case
 
     def values(self, name: str) -> list[str]:
@@ -120,6 +130,7 @@ def parse_head(block: bytes, direction: Direction) -> Head | None:
         return None
     if not first.endswith(b"\r"):
         head.notes.add("bare_lf")
+        head.cases.add("bare-lf")
     parse_fields(rest, head)
     return head
 
@@ -203,10 +214,13 @@ def _parse_lines(block: bytes, head: Head) -> None:
             break
         if line is raw and number < len(lines) - 1:
             head.notes.add("bare_lf")
+            head.cases.add("bare-lf")
         if b"\r" in line or b"\x00" in line:
             head.flags.add("malformed")
+            head.cases.update(("bare-cr",) if b"\r" in line else (), ("nul",) if b"\x00" in line else ())
         if line[0] in b" \t":
             head.notes.add("obs_fold")
+            head.cases.add("obs-fold")
             if head.fields:
                 name, value = head.fields[-1]
                 head.fields[-1] = [name, f"{value} {text_of(line.strip())}".strip()]
@@ -215,7 +229,7 @@ def _parse_lines(block: bytes, head: Head) -> None:
         if not colon or not _NAME.fullmatch(key):
             head.flags.add("malformed")
             if key.strip().lower() in (b"transfer-encoding", b"content-length"):
-                head.flags.add("smuggling")
+                head.cases.add("space-before-colon" if colon else "name-invalid")
             if not colon:
                 continue
         head.fields.append([text_of(key.strip()), text_of(value_bytes.strip(b" \t"))])
@@ -229,7 +243,8 @@ def request_framing(head: Head) -> Framing:
     if (
         framing.length is None and not framing.chunked and not framing.broken
     ):  # a transfer coding that does not end in chunked
-        head.flags.update(("malformed", "smuggling"))
+        head.flags.add("malformed")
+        head.cases.add("te-not-last")
         return Framing(broken=True)
     return framing
 
@@ -252,17 +267,24 @@ def _framing(head: Head) -> Framing | None:
     lengths = [part.strip() for value in given for part in value.split(",")]
     codings = head.tokens("transfer-encoding")
     if codings:
-        if lengths or head.version == "1.0" or codings.count("chunked") != 1 or len(codings) > 4:
-            head.flags.add("smuggling")
-        if any(coding not in ("chunked", "gzip", "x-gzip", "deflate", "compress", "x-compress") for coding in codings):
-            head.flags.add("smuggling")
+        chunked = codings.count("chunked")
+        odd = {
+            "cl-te": bool(lengths),
+            "te-version": head.version == "1.0",
+            "te-repeated": chunked > 1,
+            "te-not-last": codings[-1] != "chunked",
+            "te-unknown": len(codings) > 4 or not _CODINGS.issuperset(codings),
+        }
+        head.cases.update(case for case, found in odd.items() if found)
         return Framing(chunked=codings[-1] == "chunked")
     if head.values("transfer-encoding"):
-        head.flags.add("smuggling")
+        head.cases.add("te-unknown")
     if not lengths:
         return None
     if not all(_NUMBER.fullmatch(length.encode()) for length in lengths) or len(set(map(int, lengths))) != 1:
-        head.flags.update(("malformed", "smuggling"))
+        valid = all(_NUMBER.fullmatch(length.encode()) for length in lengths)
+        head.flags.add("malformed")
+        head.cases.add("cl-conflict" if valid else "cl-invalid")
         return Framing(broken=True)
     length = int(lengths[0])
     return Framing(length=length) if length <= MAX_LENGTH else Framing(broken=True)

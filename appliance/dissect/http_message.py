@@ -6,62 +6,25 @@ past `MAX_CREDENTIAL_BODY`, so that its redactions come before anything of it is
 """
 
 import hashlib
-import re
-from bisect import bisect_right
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from appliance.dissect import Output
+from appliance.dissect.grpc import GrpcBody, is_grpc
 from appliance.dissect.http_body import Decoded, codings, decode, media_type, text_of
+from appliance.dissect.http_events import Events
 from appliance.dissect.http_head import MAX_FIELDS, Head
 from appliance.dissect.http_secrets import Range, form_secrets, json_secrets, mask
+from appliance.dissect.http_spans import Spans
 from appliance.model import Direction, Message, Redaction
 
 MAX_BODY: Final = 1 << 20  # bytes kept of one body
 MAX_TEXT: Final = 1 << 20  # characters of one message's text
 MAX_CREDENTIAL_BODY: Final = 1 << 16
-MAX_EVENT: Final = 1 << 16  # bytes of one server-sent event
+MAX_PATH: Final = 1 << 10  # characters of a gRPC method's name
 FORM: Final = "application/x-www-form-urlencoded"
 _FIELD: Final = 320  # bytes in memory of one field, about
-_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_EVENT_END: Final = re.compile(b"|".join(_EVENT_ENDS))
-
-
-class Spans:
-    """Positions in a body, which chunks may have cut up, to offsets in the stream."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self._places: list[int] = []
-        self._offsets: list[int] = []
-
-    @property
-    def held(self) -> int:
-        """Bytes in memory, roughly."""
-        return 64 * len(self._places)
-
-    def add(self, offset: int, length: int) -> None:
-        if not self._places or offset != self._offsets[-1] + self.length - self._places[-1]:
-            self._places.append(self.length)
-            self._offsets.append(offset)
-        self.length += length
-
-    def ranges(self, start: int, end: int) -> list[tuple[int, int]]:
-        """The stream ranges of body positions `start` to `end`."""
-        found: list[tuple[int, int]] = []
-        entry = max(bisect_right(self._places, start) - 1, 0)
-        while start < end:
-            stop = self._places[entry + 1] if entry + 1 < len(self._places) else self.length
-            step = min(stop, end) - start
-            offset = self._offsets[entry] + start - self._places[entry]
-            if step <= 0:
-                break
-            found.append((offset, offset + step))
-            start += step
-            entry += 1
-        return found
 
 
 class Pair(msgspec.Struct):
@@ -72,17 +35,23 @@ class Pair(msgspec.Struct):
     upgrade: bool = False  # CONNECT, or asks for another protocol
     credential: bool = False  # a token request, or not known yet
     answered: bool = False
+    path: str = ""  # of a gRPC call
 
 
-@dataclass(slots=True)
-class _Events:
-    """The events of a text/event-stream body (WHATWG HTML §9.2) that is still open."""
+def called(head: Head) -> str:
+    """The service and method of a gRPC call, else ""; what answers it is named after it."""
+    return head.target[:MAX_PATH] if head.first("content-type").startswith("application/grpc") else ""
 
-    data: bytearray = field(default_factory=bytearray)
-    spans: Spans = field(default_factory=Spans)
-    ts_ns: int = 0
-    scanned: int = 0
-    count: int = 0
+
+class Parts(Protocol):
+    """Reads a body that is made of messages of its own, which are said as they come."""
+
+    @property
+    def held(self) -> int: ...
+    def attrs(self) -> dict[str, Any]: ...
+    def take(self, data: bytes | bytearray | memoryview, offset: int, ts_ns: int, out: Output) -> None: ...
+    def lose(self, ts_ns: int, out: Output) -> None: ...
+    def end(self, ts_ns: int, out: Output) -> None: ...
 
 
 class Open:
@@ -97,6 +66,7 @@ class Open:
         self.shown = shown  # start line and fields, masked
         self.flags = set(head.flags)
         self.notes = set(head.notes)
+        self.cases = set(head.cases)
         self.kind = media_type(head.first("content-type"))
         self.encodings = codings(",".join(head.values("content-encoding")))
         if "transfer-encoding" in head.named:
@@ -110,7 +80,7 @@ class Open:
         self._doubtful = False  # only up to `MAX_CREDENTIAL_BODY`
         self._spans = Spans()
         self._read: Decoded | None = None  # what a held body said, masked
-        self._events: _Events | None = None
+        self.parts: Parts | None = None
 
     def expect_body(self, offset: int) -> None:
         """A body follows from `offset`: decide how it is looked at."""
@@ -122,23 +92,42 @@ class Open:
         elif self.pair.credential if self.pair is not None else json:
             self.held_from = offset
         elif self.kind.name == "text/event-stream" and not self.encodings:
-            self._events = _Events()
+            self.parts = Events(self.direction, self.kind.name, self.reply_to)
+        if is_grpc(self.kind.name) and not self.encodings:
+            coding = self.head.first("grpc-encoding")
+            path = self.pair.path if self.pair is not None else ""
+            self.parts = GrpcBody(self.direction, self.kind.name, coding, path, self.reply_to)
+
+    def withhold(self) -> None:
+        """What its body is was not seen: if it is short enough it may be a token request, or the answer to one."""
+        self.held_from = None
+        self.frozen = self.redact_rest = self._doubtful = True
+        if self.pair is not None and self.direction is Direction.CLIENT:
+            self.pair.credential = True
+
+    @property
+    def reply_to(self) -> int | None:
+        answers = self.direction is Direction.SERVER and self.pair is not None
+        return self.pair.start if answers and self.pair is not None else None
 
     # -- while the body passes -------------------------------------------------------------------------------------
 
     def take(self, data: bytes | bytearray | memoryview, length: int, offset: int, ts_ns: int, out: Output) -> None:
         """`length` bytes of the body, at the start of `data` and at `offset` of the stream."""
         self.body_bytes += length
-        if self._events is not None:
-            self._take_events(data[:length], offset, ts_ns, out)
+        if self.parts is not None:
+            self.parts.take(data[:length], offset, ts_ns, out)
             return
         room = MAX_BODY - len(self.kept)
         if room > 0 and not self.frozen:
             self.kept += data[: min(length, room)]
-        if self._doubtful and self.body_bytes > MAX_CREDENTIAL_BODY:
-            self.redact_rest = False
         if self.redact_rest:
-            out.append(Redaction(self.direction, offset, offset + length, "token"))
+            hidden = length
+            if self._doubtful and self.body_bytes > MAX_CREDENTIAL_BODY:
+                self.redact_rest = False
+                hidden = max(length - (self.body_bytes - MAX_CREDENTIAL_BODY), 0)
+            if hidden:
+                out.append(Redaction(self.direction, offset, offset + hidden, "token"))
             self.flags.update(("redacted", "truncated"))
         elif self.held_from is not None:
             self._spans.add(offset, length)
@@ -157,7 +146,7 @@ class Open:
     @property
     def held(self) -> int:
         """Bytes in memory, roughly."""
-        waiting = len(self._events.data) if self._events is not None else 0
+        waiting = self.parts.held if self.parts is not None else 0
         fields = _FIELD * (len(self.head.fields) + len(self.trailers))
         return len(self.kept) + 2 * len(self.shown) + fields + waiting + self._spans.held
 
@@ -171,7 +160,8 @@ class Open:
         """`length` bytes of the body were not recorded."""
         if self.held_from is not None:
             self.release(out, "cut")
-        self._end_events(ts_ns, out)
+        if self.parts is not None:
+            self.parts.lose(ts_ns, out)
         self.body_bytes += length
         self.frozen = True
         self.flags.update(("gap", "truncated"))
@@ -181,6 +171,7 @@ class Open:
         if self.held_from is None:
             return
         self.held_from = None
+        spans, self._spans = self._spans, Spans()
         body = bytes(self.kept[:MAX_CREDENTIAL_BODY])
         read = decode(body, self.encodings, whole=how == "whole")
         ranges = self._secrets(read.data, how)
@@ -194,7 +185,7 @@ class Open:
         if self.encodings and (ranges or unreadable or self.direction is Direction.SERVER):
             places = [(0, len(body), "token")]
         for start, end, what in places:
-            for first, last in self._spans.ranges(start, end):
+            for first, last in spans.ranges(start, end):
                 out.append(Redaction(self.direction, first, last, what))
         if places:
             self.flags.add("redacted")
@@ -206,7 +197,7 @@ class Open:
         if how == "overflow" or (how == "cut" and (places or suspect)):
             self.redact_rest = True
             self.flags.update(("redacted", "truncated") if how == "overflow" else ())
-            for first, last in self._spans.ranges(len(body), self._spans.length):
+            for first, last in spans.ranges(len(body), spans.length):
                 out.append(Redaction(self.direction, first, last, "token"))
         self.kept = bytearray()
         self.frozen = True
@@ -225,69 +216,30 @@ class Open:
             return None  # the request was not seen; RFC 6749 §5.1 requires a token_type
         return json_secrets(body) or (None if how == "overflow" else [])
 
-    # -- server-sent events ----------------------------------------------------------------------------------------
-
-    def _take_events(self, data: bytes | bytearray | memoryview, offset: int, ts_ns: int, out: Output) -> None:
-        events = self._events
-        assert events is not None  # the caller checked
-        if not events.data:
-            events.ts_ns = ts_ns
-        events.data += data
-        events.spans.add(offset, len(data))
-        since = max(events.scanned - 3, 0)
-        end = max(found + len(mark) if (found := events.data.rfind(mark, since)) >= 0 else 0 for mark in _EVENT_ENDS)
-        events.scanned = len(events.data)
-        if end:
-            self._emit_events(end, ts_ns, out, ())
-        while len(events.data) > MAX_EVENT:
-            self._emit_events(MAX_EVENT, ts_ns, out, ("truncated",))
-
-    def _end_events(self, ts_ns: int, out: Output) -> None:
-        if self._events is not None and self._events.data:
-            self._emit_events(len(self._events.data), ts_ns, out, ("truncated",))
-
-    def _emit_events(self, end: int, ts_ns: int, out: Output, flags: tuple[str, ...]) -> None:
-        events = self._events
-        assert events is not None  # the caller checked
-        ranges = events.spans.ranges(0, end)
-        events.count += sum(bool(block.strip()) for block in _EVENT_END.split(events.data[:end]))
-        text = events.data[:end].decode("utf-8", "replace").replace("\r\n", "\n").strip("\n")
-        attrs = {"content_type": self.kind.name}
-        reply = self.pair.start if self.pair is not None else None
-        first, last = ranges[0][0], ranges[-1][1]
-        if text.strip():  # blank lines alone are no event
-            out.append(
-                Message(self.direction, "event", events.ts_ns, first, last, text, attrs, reply, flags, end_ns=ts_ns)
-            )
-        rest = Spans()
-        for start, stop in events.spans.ranges(end, events.spans.length):
-            rest.add(start, stop - start)
-        events.spans = rest
-        del events.data[:end]
-        events.scanned = len(events.data)
-        events.ts_ns = ts_ns
-
     # -- at the end ------------------------------------------------------------------------------------------------
 
     def finish(self, end: int, ts_ns: int, out: Output, *, whole: bool, kind: str = "") -> None:
         """The message itself. `whole` false: its body did not come to its end."""
         self.release(out, "whole" if whole and "gap" not in self.flags else "cut")
-        self._end_events(ts_ns, out)
+        if self.parts is not None:
+            self.parts.end(ts_ns, out)
         if not whole:
             self.flags.add("truncated")
         attrs = self._attrs()
         text = self.shown
-        if self._events is not None:
-            attrs["events"] = self._events.count
+        if self.parts is not None:
+            attrs.update(self.parts.attrs())
         elif self.body_bytes:
             text = self._body_text(attrs, whole)
         if len(text) > MAX_TEXT:
             text = text[:MAX_TEXT]
             self.flags.add("truncated")
         kind = kind or ("request" if self.direction is Direction.CLIENT else "response")
-        reply = self.pair.start if self.pair is not None and self.direction is Direction.SERVER else None
         flags = tuple(sorted(self.flags))
-        out.append(Message(self.direction, kind, self.ts_ns, self.start, end, text, attrs, reply, flags, end_ns=ts_ns))
+        said = Message(
+            self.direction, kind, self.ts_ns, self.start, end, text, attrs, self.reply_to, flags, end_ns=ts_ns
+        )
+        out.append(said)
 
     def _body_text(self, attrs: dict[str, Any], whole: bool) -> str:
         complete = whole and not self.frozen and len(self.kept) == self.body_bytes
@@ -318,4 +270,7 @@ class Open:
             self.flags.add("truncated")
         for note in sorted(self.notes):
             attrs[note] = True
+        if self.cases:
+            attrs["smuggling"] = sorted(self.cases)
+            self.flags.add("smuggling")
         return attrs

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from appliance.dissect.grpc import is_grpc
 from appliance.dissect.http_body import MediaType, media_type, text_of
 from appliance.dissect.http_head import MAX_FIELDS, MAX_HEAD, Field, usual_fields
 from appliance.dissect.http_message import FORM, MAX_CREDENTIAL_BODY, Pair
@@ -75,7 +76,7 @@ def request(came: Whole, start: int, ts_ns: int) -> tuple[Message, Pair] | None:
     if kind is None:
         return None
     found = _REQUEST.fullmatch(came.line)
-    if found is None or kind.name == FORM or b'"grant_type"' in body:
+    if found is None or kind.name == FORM or is_grpc(kind.name) or b'"grant_type"' in body:
         return None
     method, target, version = found.groups()
     if method == "CONNECT":
@@ -106,7 +107,7 @@ def response(came: Whole, start: int, ts_ns: int, pair: Pair) -> Message | None:
     if kind is None:
         return None
     opening = _usual_opening(line) if len(line) < 64 else _opening(line)
-    if opening is None or kind.name == "text/event-stream":
+    if opening is None or kind.name == "text/event-stream" or is_grpc(kind.name):
         return None
     version, status, reason = opening
     attrs = {

@@ -3,7 +3,8 @@
     client                                       server
     (start) ── SSLRequest, GSSENCRequest ──────► waits for the answer
             ◄───────────────────────────── N ─── (start) again
-            ◄───────────────────────────── S ─── both directions go to the successor `tls`
+            ◄───────────────────────────── S ─── what follows is TLS: both directions go to the successor `tls`;
+                                                 or, where TLS was taken off on the way, (start) again in plain
             ◄───────────────────────────── G ─── encrypted: nothing is read any more
     (start) ── CancelRequest ──────────────────► nothing is read any more
     (start) ── StartupMessage ─────────────────► typed messages of both sides, see postgres_client and postgres_server
@@ -47,6 +48,7 @@ from appliance.dissect.postgres_session import Shared
 from appliance.model import Direction, Message, Redaction
 
 END: Final = 1 << 62  # behind every offset
+TLS_RECORDS: Final = b"\x15\x16"  # types of the first record: alert, handshake (RFC 8446 section 5.1)
 
 
 class Postgres:
@@ -59,6 +61,7 @@ class Postgres:
         self.successor: str | None = None
         self._asked: str | None = None  # encryption that the client asked for and the server did not answer yet
         self._request: int | None = None  # start of that message
+        self._agreed = False  # to TLS; what follows tells whether it is still there
         self._unseen = False  # the client's first byte may lie within a message
         self._answering = False  # the client is read on behind an answer: what the server sent behind that is the next
         self._shared = Shared()
@@ -94,6 +97,9 @@ class Postgres:
         if self.successor is not None:
             return []
         half = self._halves[direction]
+        if self._agreed:  # the beginning of TLS is lost
+            self._agreed = False
+            self._end_clear("lost")
         half.gap(length, ts_ns)
         if direction is Direction.CLIENT:
             self._shared.released = half.released
@@ -187,6 +193,8 @@ class Postgres:
 
     def _read_start(self, out: Output) -> None:
         half = self._halves[Direction.CLIENT]
+        if self._agreed and not self._goes_on_in_plain():
+            return
         while half.mode is Mode.STARTUP and self._asked is None:
             if half.first not in (None, 0):  # no start-up packet is that long: the start was not seen
                 begun = half.rest()
@@ -203,6 +211,8 @@ class Postgres:
     def _read_answer(self, out: Output) -> bool:
         """Take the answer to a request for encryption, if it is there."""
         half = self._halves[Direction.SERVER]
+        if self._agreed:
+            return self._goes_on_in_plain()
         frame = half.answer()
         if frame is None and half.mode is Mode.ANSWER:
             return False
@@ -225,12 +235,29 @@ class Postgres:
                     frame.end_ns,
                 )
             )
-            if answer != "N":
+            if answer == "S" and fits:
+                self._agreed = True
+                half.mode = Mode.ANSWER
+                if not self._goes_on_in_plain():
+                    return False
+            elif answer != "N":
                 self._end_clear(asked if fits else None)
                 return True
         self._answering = True
         self._read_client(out)
         self._answering = False
+        return True
+
+    def _goes_on_in_plain(self) -> bool:
+        """Whether what follows the server's S is no TLS; where it is, it goes to the successor."""
+        said = self._halves[Direction.CLIENT].first
+        if said is None and self._halves[Direction.SERVER].first is None:
+            return False
+        self._agreed = False
+        if said is None or said in TLS_RECORDS:
+            self._end_clear("tls")
+            return False
+        self._halves[Direction.SERVER].mode = Mode.TYPED
         return True
 
     def _read_client(self, out: Output) -> None:

@@ -16,6 +16,7 @@ from appliance.dissect.postgres_frames import HEADER, Frame
 from appliance.dissect.postgres_requests import Bound, Portal, Request, Shape, Statement, Step
 from appliance.dissect.postgres_session import Repeats, Shared
 from appliance.dissect.postgres_types import type_name, value
+from appliance.dissect.table import with_values
 from appliance.model import Direction, Message
 
 MAX_REPEATED = 16384  # characters of SQL, and bytes of bind values, that every Execute of them repeats
@@ -140,7 +141,7 @@ class ClientSide:
         attrs: dict[str, Any] = {"sql": sql, "parameters": parameters, "prepared": prepared, "portal": name}
         if limit > 0:
             attrs["limit"] = limit
-        text = _with_values(sql, parameters)
+        text = with_values(sql, parameters)
         out.append(Message(Direction.CLIENT, "query", ts_ns, start, frame.end, text, attrs, None, flags, frame.end_ns))
 
     def _tell_bound(self, out: list[Any]) -> None:
@@ -153,7 +154,7 @@ class ClientSide:
         if len(sql) < len(bound.sql):
             flags = tuple(dict.fromkeys((*flags, "truncated")))
         attrs = {"sql": sql, "parameters": bound.parameters, "prepared": bound.prepared}
-        text = _with_values(sql, bound.parameters)
+        text = with_values(sql, bound.parameters)
         out.append(
             Message(
                 Direction.CLIENT, "bind", bound.ts_ns, bound.start, bound.end, text, attrs, None, flags, bound.end_ns
@@ -208,7 +209,7 @@ class ClientSide:
         if not call.complete:
             flags += ("truncated",)
         attrs = {"function": call.function, "arguments": arguments}
-        out.append(_said("call", frame, _with_values(f"function {call.function}", arguments), attrs, flags))
+        out.append(_said("call", frame, with_values(f"function {call.function}", arguments), attrs, flags))
 
     # -- COPY ------------------------------------------------------------------------------------------------------
 
@@ -297,11 +298,6 @@ class ClientSide:
         0x70: _password,
         0x58: _terminate,
     }
-
-
-def _with_values(sql: str, parameters: list[str | None]) -> str:
-    lines = [f"${number} = {'NULL' if item is None else item}" for number, item in enumerate(parameters, 1)]
-    return "\n".join([sql, *lines])
 
 
 def _said(

@@ -81,12 +81,17 @@ def cstring(body: bytes, at: int, codec: str, cut: bool = False) -> tuple[str, i
 
 def startup(rest: bytes) -> dict[str, str]:
     """Parameters of a StartupMessage, from behind its version."""
+    return {text(name): text(value) for name, value in pairs(rest)}
+
+
+def pairs(rest: bytes) -> list[tuple[bytes, bytes]]:
+    """The same as they came."""
     if not rest.endswith(b"\0"):
         raise ValueError("start-up parameters without their end")
     parts = rest[:-1].split(b"\0")
     if parts.pop() != b"" or len(parts) % 2:
         raise ValueError("start-up parameters that are not pairs")
-    return {text(name): text(value) for name, value in zip(parts[0::2], parts[1::2], strict=True)}
+    return list(zip(parts[0::2], parts[1::2], strict=True))
 
 
 def scram(body: bytes) -> str | None:

@@ -384,4 +384,6 @@ class Half:
 
     def _found(self) -> None:
         if self._offset > self._lost_from:
-            self._ready.append(Frame(LOST, b"", self._lost_from, self._offset, self._lost_ns, self._now_ns, True))
+            self._ready.append(
+                Frame(LOST, b"", self._lost_from, self._offset, self._lost_ns or self._now_ns, self._now_ns, True)
+            )

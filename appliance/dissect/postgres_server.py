@@ -16,9 +16,10 @@ from appliance.dissect.postgres_columns import NOTHING, columns
 from appliance.dissect.postgres_copy import Copy
 from appliance.dissect.postgres_frames import Frame
 from appliance.dissect.postgres_requests import Step
-from appliance.dissect.postgres_rows import Result, within
+from appliance.dissect.postgres_rows import Result
 from appliance.dissect.postgres_session import Repeats, Shared
 from appliance.dissect.postgres_types import hexadecimal, text
+from appliance.dissect.table import within
 from appliance.model import Direction, Message
 
 _ROW = 0x44

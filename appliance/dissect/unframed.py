@@ -3,7 +3,8 @@
 It is recorded as `raw` (kind `data`), but its bytes may be the rest of a head or of a token exchange, so what looks
 like a credential is redacted, as HTTP does where it lost its framing. A line that is not whole waits, up to `MAX_LINE`
 bytes, for its end, an end of the direction or a turn of direction. Successors: `http1`, at a line that is a start line;
-`postgres`, where the server's first word is that a log-in is done.
+`postgres`, where the server's first word is that a log-in is done; `redis`, where what the client sends begins with a
+command.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from appliance.dissect import Match, Output, Torn
 from appliance.dissect.http_lost import SECRET_LINE, Lost
 from appliance.dissect.http_secrets import opens_secret_field
 from appliance.dissect.postgres_fields import AUTHENTICATED
+from appliance.dissect.redis_commands import START as COMMAND
 from appliance.model import Direction
 
 
@@ -62,6 +64,9 @@ class Unframed:
         side.received += len(data)
         if logged_in and side.buffer.startswith(AUTHENTICATED):
             self.successor = "postgres"
+            return out
+        if direction is Direction.CLIENT and len(side.buffer) == len(data) and COMMAND.match(data):
+            self.successor = "redis"
             return out
         before = len(side.buffer)
         if side.lost.search(side.buffer, side.offset, side.buffer_ns, out):

@@ -180,7 +180,7 @@ def authority(settings: Settings, now: datetime | None = None) -> Iterator[Findi
         remedy = "restore the pair from its backup, or remove both and have agents trust a new CA"
         yield Finding(Check.CA, "", Level.FAIL, "ca.key is not the key of ca.crt", remedy)
         return
-    yield _lifetime("", found, now, RENEW_BEFORE * 12, "remove ca.key and ca.crt, and have agents trust the new CA")
+    yield _lifetime("", found, now, RENEW_BEFORE * 12, "have agents trust the new one after 'verbatim ca rotate'")
     yield from _served(keys, found, now)
 
 

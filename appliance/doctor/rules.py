@@ -22,6 +22,7 @@ PROTOCOLS = ("tcp", "udp", "icmp")
 QUIC = 443
 UNREACHABLE = {6: "blackhole", 7: "unreachable", 8: "prohibited"}  # RTN_* (linux/rtnetlink.h)
 EXAMPLES = {4: "203.0.113.1", 6: "2001:db8::1"}  # for rules to anywhere: RFC 5737, RFC 3849
+OPEN = ("tap", "relay")  # lanes that let something pass
 
 
 def rules(settings: Settings, nics: Mapping[str, Nic]) -> Iterator[Finding]:
@@ -36,9 +37,10 @@ def rules(settings: Settings, nics: Mapping[str, Nic]) -> Iterator[Finding]:
         yield Finding(Check.RULES, "", Level.FAIL, what.removeprefix("rules: "), remedy)
     found = [finding for number, rule in enumerate(given, 1) for finding in _rule(number, rule, given, nics)]
     yield from found
-    if not any(rule.lane == "tap" for rule in given):
-        yield Finding(Check.RULES, "", Level.FAIL, "no rule has the lane tap", "add one, or everything is refused")
-    versions = {rule.to.version for rule in given if rule.lane == "tap"}
+    if not any(rule.lane in OPEN for rule in given):
+        text = "no rule has the lane tap or relay"
+        yield Finding(Check.RULES, "", Level.FAIL, text, "add one, or everything is refused")
+    versions = {network.version for rule in given if rule.lane in OPEN for network in rule.networks()}
     for version in {4, 6} - versions if versions else ():
         agents = [nic for name, nic in nics.items() if name in settings.wire.agents]
         if any(ip_address(address).version == version for nic in agents for address in nic.addresses):
@@ -54,8 +56,6 @@ def _rule(number: int, rule: Rule, given: Sequence[Rule], nics: Mapping[str, Nic
     if shadowed(rule, others):
         text = "never decides: narrower rules decide all that it covers"
         yield Finding(Check.RULES, about, Level.WARN, text, "remove it, or one of those")
-    if rule.lane == "relay":
-        yield Finding(Check.RULES, about, Level.WARN, "lane relay is not served yet and refuses", "use tap or refuse")
     if rule.lane == "refuse" and rule.unbound:
         text = "says refuse and unbound, which contradict each other: it refuses"
         yield Finding(Check.RULES, about, Level.WARN, text, "remove unbound")
@@ -63,25 +63,29 @@ def _rule(number: int, rule: Rule, given: Sequence[Rule], nics: Mapping[str, Nic
         text = "opens UDP 443, but QUIC is refused whatever the rules say"
         yield Finding(Check.RULES, about, Level.WARN, text, "remove it; clients fall back to TCP")
     own = {address for nic in nics.values() for address in nic.addresses}
-    if rule.lane == "tap" and rule.to.num_addresses == 1 and str(rule.to.network_address) in own:
+    if rule.lane in OPEN and rule.to and rule.to.num_addresses == 1 and str(rule.to.network_address) in own:
         text = "leads to the gateway itself, which rules do not decide: agents reach the API, and nothing else"
         yield Finding(Check.RULES, about, Level.WARN, text, "remove it")
 
 
 def spoken(rule: Rule) -> str:
     port = f" {rule.protocol} {rule.port}" if rule.port else "" if rule.protocol == "any" else f" {rule.protocol}"
-    return f"{rule.to}{port}"
+    return " ".join(str(part) for part in (rule.host, rule.to) if part) + port
 
 
 def shadowed(rule: Rule, others: Sequence[Rule]) -> bool:
-    """Is everything that `rule` covers decided by others?"""
+    """Is everything that `rule` covers decided by others? Rules with a host decide by names, which nobody knows yet."""
+    if rule.host:
+        return False
     protocols = PROTOCOLS if rule.protocol == "any" else (rule.protocol,)
     return all(_covered(rule, [other for other in others if _beats(other, rule, each)]) for each in protocols)
 
 
 def _beats(other: Rule, rule: Rule, protocol: str) -> bool:
     """Does `other` decide those of `rule`'s packets of this protocol that go to `other.to`?"""
-    if other.to.version != rule.to.version or other.protocol not in ("any", protocol):
+    if other.host or other.to is None or rule.to is None or other.protocol not in ("any", protocol):
+        return False
+    if other.to.version != rule.to.version:
         return False
     if other.port and other.port != rule.port:
         return False
@@ -101,6 +105,8 @@ def _within(inner: Network, outer: Network) -> bool:
 
 
 def _covered(rule: Rule, by: Sequence[Rule]) -> bool:
+    if rule.to is None:
+        return False
     if isinstance(rule.to, IPv4Network):
         return rule.to in collapse_addresses(other.to for other in by if isinstance(other.to, IPv4Network))
     return rule.to in collapse_addresses(other.to for other in by if isinstance(other.to, IPv6Network))
@@ -113,7 +119,7 @@ def routes(settings: Settings, nics: Mapping[str, Nic]) -> Iterator[Finding]:
     seen: set[Network] = set()
     with IPRoute() as netlink:
         for number, rule in enumerate(settings.rules, 1):
-            if rule.lane != "tap" or rule.to in seen:
+            if rule.lane not in OPEN or rule.to is None or rule.to in seen:
                 continue
             seen.add(rule.to)
             about = f"number {number} ({spoken(rule)})"
@@ -182,7 +188,8 @@ def opens(settings: Settings, address: str, port: int) -> bool:
     fitting = [
         rule
         for rule in settings.rules
-        if _within(target, rule.to) and rule.protocol in ("any", "tcp") and rule.port in (0, port)
+        if rule.to is not None and not rule.host and _within(target, rule.to)
+        if rule.protocol in ("any", "tcp") and rule.port in (0, port)
     ]
-    best = max(fitting, key=lambda rule: (rule.to.prefixlen, _narrowness(rule)), default=None)
-    return best is not None and best.lane == "tap" and best.unbound
+    best = max(fitting, key=lambda rule: (rule.to.prefixlen if rule.to else 0, _narrowness(rule)), default=None)
+    return best is not None and best.lane in OPEN and best.unbound

@@ -34,8 +34,9 @@ Frame
 
     Kinds: 1 SPAN, records; layout 0 (PLAIN): each a struct record (bpf/wire.h) and its bytes, padded to 8; layout 1
     (RING): each behind the kernel ring buffer's 8-byte record header, and ring start and end are the ring's consumer
-    positions. 2 CLOCK `<QQ`: boottime and realtime, ns; the wall time of a record is its time, minus boottime, plus
-    realtime, of the last CLOCK before it. 3 LEASE, 4 EVENT, 5 OPEN, 6 CLOSE: JSON objects.
+    positions; layout 2 (RELAY): records of a relay (journal/relayed.py). 2 CLOCK `<QQ`: boottime and realtime, ns; the
+    wall time of a record is its time, minus boottime, plus realtime, of the last CLOCK before it. 3 LEASE, 4 EVENT,
+    5 OPEN, 6 CLOSE: JSON objects.
     The position of a record is (frame number << 24) + its offset in the payload.
 
 Reading
@@ -71,7 +72,7 @@ All of this file, and more, is in tests/vectors/journal.
 
 from appliance.journal.aside import Aside, set_aside, set_damage_aside, set_foreign_aside
 from appliance.journal.folder import Cursor, beginning, release
-from appliance.journal.format import MAX_PAYLOAD, PLAIN, RING, Buffer, Frame, FrameKind, Layout
+from appliance.journal.format import MAX_PAYLOAD, PLAIN, RELAY, RING, Buffer, Frame, FrameKind, Layout
 from appliance.journal.key import JournalKey
 from appliance.journal.reader import Damage, Reader
 from appliance.journal.writer import JournalFull, Writer
@@ -79,6 +80,7 @@ from appliance.journal.writer import JournalFull, Writer
 __all__ = [
     "MAX_PAYLOAD",
     "PLAIN",
+    "RELAY",
     "RING",
     "Aside",
     "Buffer",

@@ -44,10 +44,12 @@ class Layout(IntEnum):
 
     PLAIN = 0  # struct record and its bytes, padded to 8
     RING = 1  # the same, each behind the kernel ring buffer's own 8-byte header
+    RELAY = 2  # a relay's records (journal/relayed.py)
 
 
 PLAIN: Final = Layout.PLAIN
 RING: Final = Layout.RING
+RELAY: Final = Layout.RELAY
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from appliance.errors import DamagedEvidence, MalformedInput, Refused, Unavailab
 KEY_BYTES = 32
 KEY_ID_BYTES = 8
 _NAME = "journal.key"
+_WHAT = "journal key"
 
 
 @dataclass(frozen=True)
@@ -41,43 +42,56 @@ class JournalKey:
     @classmethod
     def load(cls, data: Path) -> Self:
         """Read the key. Raises `Unavailable` when there is none, `Refused` when others may read it."""
-        path = _path(data)
-        try:
-            with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-                secret = file.read(KEY_BYTES + 1)
-        except FileNotFoundError as error:
-            raise Unavailable(
-                f"{path}: there is no journal key; restore it from its backup, or start the recorder, which makes one"
-            ) from error
-        except OSError as error:
-            raise Unavailable(f"{path}: {error.strerror}; let the appliance's user read it") from error
-        if mode & 0o077 and not _is_credential(path):
-            raise Refused(f"{path}: other users may read the journal key (mode {mode:03o}); chmod 600 it")
-        if len(secret) != KEY_BYTES:
-            raise DamagedEvidence(f"{path}: not {KEY_BYTES} bytes; restore the journal key from its backup")
-        return cls(secret)
+        return cls(read_key(data, _NAME, _WHAT, "start the recorder, which makes one"))
 
     @classmethod
     def load_or_create(cls, data: Path) -> Self:
         """Read the key; make one at the first start. Two processes that start at once get the same key."""
-        path = _path(data)
-        if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fresh = path.with_name(f".{_NAME}.{os.getpid()}")
-            fresh.unlink(missing_ok=True)
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(os.urandom(KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                path.hardlink_to(fresh)
-            except FileExistsError:  # another process was first
-                pass
-            finally:
-                fresh.unlink()
-            sync_folder(path.parent)
+        make_key(data, _NAME)
         return cls.load(data)
+
+
+def read_key(data: Path, name: str, what: str, first: str) -> bytes:
+    """The 32 bytes of a key file, called `what` in messages; `first` is how one is made.
+
+    Raises `Unavailable` when there is none, `Refused` when others may read it, `DamagedEvidence` when it has another
+    size.
+    """
+    path = key_path(data, name)
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            secret = file.read(KEY_BYTES + 1)
+    except FileNotFoundError as error:
+        raise Unavailable(f"{path}: there is no {what}; restore it from its backup, or {first}") from error
+    except OSError as error:
+        raise Unavailable(f"{path}: {error.strerror}; let the appliance's user read it") from error
+    if mode & 0o077 and not is_credential(path):
+        raise Refused(f"{path}: other users may read the {what} (mode {mode:03o}); chmod 600 it")
+    if len(secret) != KEY_BYTES:
+        raise DamagedEvidence(f"{path}: not {KEY_BYTES} bytes; restore the {what} from its backup")
+    return secret
+
+
+def make_key(data: Path, name: str) -> None:
+    """Make a key file where there is none. Of several processes that do so at once, one makes it."""
+    path = key_path(data, name)
+    if path.exists():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f".{name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(os.urandom(KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        path.hardlink_to(fresh)
+    except FileExistsError:  # another process was first
+        pass
+    finally:
+        fresh.unlink()
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -89,14 +103,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _path(data: Path) -> Path:
+def key_path(data: Path, name: str) -> Path:
+    """Where a key file is: among the credentials that systemd gives, else in `DATA/keys/`."""
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and (given := Path(credentials) / _NAME).exists():
+    if credentials and (given := Path(credentials) / name).exists():
         return given
-    return data / "keys" / _NAME
+    return data / "keys" / name
 
 
-def _is_credential(path: Path) -> bool:
+def is_credential(path: Path) -> bool:
     """systemd guards its credentials folder itself (mode 0440 inside a private mount)."""
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     return bool(credentials) and path.parent == Path(credentials or "")

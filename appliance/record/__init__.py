@@ -17,6 +17,9 @@ Without a usable snapshot, and with a journal that no longer begins at its first
 continued: an event `state-lost` says so, they are closed as `interrupted`, and what goes on is picked up midstream,
 where the journal was released: what lies before that is stored. So it is with a new journal in place of the old one.
 
+The wire's stream and each relay's has a recorder of its own, with its own snapshot; they take turns (`streams.py`).
+Sessions have the name of their stream as their source, so a lost state closes those of one stream only.
+
 Snapshots are pickles; the data folder belongs to the appliance alone (mode 0700). See `appliance/session/state.py`.
 """
 

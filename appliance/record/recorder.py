@@ -1,5 +1,6 @@
 """One journal stream's way into the store; see the package."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from appliance import config
 from appliance.config import Settings
 from appliance.errors import DamagedEvidence, Refused, Unavailable, VerbatimError
 from appliance.journal import (
@@ -26,13 +28,17 @@ from appliance.record.recovery import Recovery, Sink
 from appliance.record.snapshot import Snapshot
 from appliance.session.assembler import Assembler
 from appliance.session.identifiers import STATE_LOST, frame_position
+from appliance.session.relayed import RelayAssembler
+from appliance.session.relayed_session import LANE
+from appliance.session.stream_assembler import StreamAssembler
 
 MAX_ROWS = 60_000  # of one batch: what is stored in smaller ones, the store merges more often
-MAX_BYTES = 32 << 20  # as `_weight` counts
+MAX_BYTES = 32 << 20  # as `_weight` counts; of all streams' batches together
 MAX_AGE = 1.0  # seconds from a batch's first row to its insertion
 FRAMES_A_STEP = 64
 MAX_SNAPSHOT_PAUSE = 30.0  # seconds between two however much they cost: the journal keeps all until then
 BACK_OFF = 0.1, 5.0  # seconds before the first and the last kind of retry
+RELAY = re.compile(r"relay-\d{1,6}")  # names of the relays' streams
 
 log = structlog.get_logger()
 
@@ -59,7 +65,11 @@ class Recorder:
         self._unfinished = unfinished
         self._keep = keep  # the journal is not released
         self._clock = clock
-        self._snapshot = Snapshot(settings.data / "state" / f"record-{folder.name}.snapshot")
+        self._relayed = RELAY.fullmatch(folder.name) is not None
+        form = RelayAssembler.FORM if self._relayed else Assembler.FORM
+        self._snapshot = Snapshot(settings.data / "state" / f"record-{folder.name}.snapshot", form)
+        self._limits = settings.record
+        self._streams = 1
         self._batch: list[Row] = []
         self._weight = 0
         self._since = 0.0
@@ -71,7 +81,7 @@ class Recorder:
         self._next_snapshot = clock() + settings.record.snapshot
         self._recovery: Recovery | None = None  # while rows may be in the store already
         self._orphans: dict[UUID, SessionRow] = {}  # open sessions that a lost state leaves behind
-        self._assembler: Assembler | None = None
+        self._assembler: StreamAssembler | None = None
         self._begun = False
         self._waiting: Frame | Damage | None = None  # read, but the store had to be asked first
         self._parts: Iterator[list[Row]] | None = None  # of a frame that is not worked off
@@ -95,6 +105,11 @@ class Recorder:
         self._recovery = Recovery(self._store, self._reader.newest)
 
     # -- work ------------------------------------------------------------------------------------------------------
+
+    def share(self, limits: config.Record, streams: int) -> None:
+        """Work as one of so many streams: within these limits from the next snapshot on, and in smaller batches."""
+        self._limits = limits
+        self._streams = streams
 
     def step(self) -> bool:
         """Read, assemble and store a piece. Whether there may be more to do at once."""
@@ -176,7 +191,12 @@ class Recorder:
         if self._assembler is None:
             stream = self._reader.stream
             assert stream is not None  # a frame was read
-            self._assembler = Assembler(stream, self._settings.record, self._settings.node)
+            node = self._settings.node
+            self._assembler = (
+                RelayAssembler(stream, self._limits, node, self._folder.name)
+                if self._relayed
+                else Assembler(stream, self._limits, node)
+            )
             self._next_snapshot = self._clock()  # the limits that what follows is read within
         if not self._begun and not self._begin(frame):
             return False
@@ -197,7 +217,7 @@ class Recorder:
         """Gather the rows of the frame that was taken. True: the batch is full first, and the frame waits."""
         for rows in self._parts or ():
             self._add(rows)
-            if len(self._batch) >= MAX_ROWS or self._weight >= MAX_BYTES:
+            if len(self._batch) >= MAX_ROWS or self._weight >= MAX_BYTES // self._streams:
                 return True
         self._parts = None
         return False
@@ -330,7 +350,7 @@ class Recorder:
         assert machine is not None
         limits = machine.settings
         if self._recovery is None:
-            machine.use(self._settings.record)
+            machine.use(self._limits)
         try:
             self._snapshot.write((cursor, machine, self._orphans, self.closed))
         except OSError:
@@ -346,7 +366,7 @@ class Recorder:
             return None
         cursor, machine, orphans, closed = content
         assert isinstance(cursor, Cursor)
-        assert isinstance(machine, Assembler)
+        assert isinstance(machine, StreamAssembler)
         self._assembler, self._orphans, self.closed, self._begun = machine, orphans, closed, True
         return cursor
 
@@ -366,6 +386,7 @@ def _weight(rows: list[Row]) -> int:
 
 def _interrupted(row: SessionRow) -> SessionRow:
     """The last revision of a session that can't be continued."""
-    worst = Coverage.PARTIAL if row.client_packets and row.server_packets else Coverage.ONE_SIDED
+    seen = row.lane == LANE or (row.client_packets and row.server_packets)  # a relay tells of packets at the end
+    worst = Coverage.PARTIAL if seen else Coverage.ONE_SIDED
     findings = tuple(sorted({*row.findings, "state-lost"}))
     return msgspec.structs.replace(row, seq=row.seq + 1, ending=Ending.INTERRUPTED, coverage=worst, findings=findings)

@@ -1,6 +1,7 @@
-"""The recorder at work: on the wire's stream until it is told to end, or once through the stream of an ingest."""
+"""The recorder at work: on the wire's and the relays' streams until it is told to end, or once through an ingest's."""
 
 import gc
+import math
 import signal
 import threading
 import time
@@ -12,12 +13,14 @@ import structlog
 
 from appliance import status
 from appliance.config import Settings
-from appliance.errors import DamagedEvidence, MalformedInput, Unavailable
+from appliance.errors import DamagedEvidence, Unavailable
 from appliance.log import configure
-from appliance.record.recorder import Recorder, Unfinished
+from appliance.record.recorder import Recorder
 from appliance.record.recovery import Sink
+from appliance.record.streams import Streams
 
 LAST_SECONDS = 5.0  # of reading on, when asked to end: the rest is for the next start
+LOOK = 1.0  # seconds between two looks for new streams, and two words for the status file
 POLL = 0.02  # seconds between two looks at a journal without anything new
 PATIENCE = 30.0  # seconds for which `drain` waits for the store
 
@@ -26,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 
 def run(settings: Settings) -> None:
-    """Serve the wire's stream until SIGTERM or SIGINT; then store what is read and write a snapshot."""
+    """Serve all streams but those of ingests until SIGTERM or SIGINT; then store what is read and write a snapshot."""
     from appliance.store.client import open_store
     from appliance.store.unfinished import open_sessions
 
@@ -40,38 +43,20 @@ def run(settings: Settings) -> None:
         signal.signal(number, end)
     with open_store(settings, "writer", embed=False) as store:
         shared = bool(settings.store.url)
-        recorder = _opened(
+        streams = Streams(
             settings,
             store,
             lambda stream, node, source: open_sessions(store, source, (stream, node) if shared else None),
-            ended,
         )
-        if recorder is None:
-            status.withdraw(settings.data, "record")
-            return
+        streams.look()
         spare_collector()
         try:
-            _serve(recorder, settings.data, ended)
-            if not recorder.finish():
-                log.warning("stopped-early", reason=recorder.fault)
+            _serve(streams, settings.data, ended)
+            for reason in streams.finish():
+                log.warning("stopped-early", reason=reason)
         finally:
-            recorder.close()
+            streams.close()
         status.withdraw(settings.data, "record")  # only now: of one that failed, what it said last must stay, and age
-
-
-def _opened(settings: Settings, store: Sink, unfinished: Unfinished, ended: threading.Event) -> Recorder | None:
-    """Of the wire's stream; waits while that is of another version, until the wire process has set it aside."""
-    told = ""
-    while not ended.is_set():
-        try:
-            return Recorder(settings, settings.data / "journal" / "wire", store, unfinished)
-        except MalformedInput as error:
-            if str(error) != told:
-                told = str(error)
-                log.error("journal-version", reason=told)
-            status.publish(settings.data, "record", {"store": "ok", "faults": {"journal-version": str(error)}})
-            ended.wait(1.0)
-    return None
 
 
 def spare_collector() -> None:
@@ -80,17 +65,17 @@ def spare_collector() -> None:
     gc.set_threshold(1_000_000, 20, 100)
 
 
-def _serve(recorder: Recorder, data: Path, ended: threading.Event) -> None:
-    published = 0.0
+def _serve(streams: Streams, data: Path, ended: threading.Event) -> None:
+    looked = -math.inf
     while not ended.is_set():
-        busy = recorder.step()
-        if time.monotonic() - published >= 1.0:
-            status.publish(data, "record", recorder.values())
-            published = time.monotonic()
-        if not busy:
+        if time.monotonic() - looked >= LOOK:
+            streams.look()
+            status.publish(data, "record", streams.values())
+            looked = time.monotonic()
+        if not streams.step():
             ended.wait(POLL)
     deadline = time.monotonic() + LAST_SECONDS
-    while recorder.step() and time.monotonic() < deadline:
+    while streams.step() and time.monotonic() < deadline:
         pass
 
 

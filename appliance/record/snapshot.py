@@ -14,10 +14,13 @@ log = structlog.get_logger()
 
 
 class Snapshot:
-    """`fault`: why the last one could not be written; the one before it stays."""
+    """`form`: that of the state (`StreamAssembler.FORM`). `fault`: why the last one could not be written; the one
+    before it stays.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, form: str) -> None:
         self.path = path
+        self._form = form
         self.fault = ""
 
     def write(self, content: object) -> None:
@@ -25,7 +28,7 @@ class Snapshot:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self.path.with_suffix(".new")
         with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            state.dump(content, file)
+            state.dump(content, file, self._form)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self.path)
@@ -44,7 +47,7 @@ class Snapshot:
         """What was written last; None: nothing that can be used."""
         try:
             with self.path.open("rb") as file:
-                return state.load(file)
+                return state.load(file, self._form)
         except FileNotFoundError:
             pass
         except OSError as error:

@@ -9,6 +9,10 @@
                                           │ messages,          ▼
                                           │ redactions ──► Outlet (chunks) ─► rows
 
+A relay's stream (`journal/relayed.py`) has the plaintext in order already, so it takes a shorter way:
+`RelayAssembler` ─► `RelayedFlows` (relay's flow) ─► `RelayedSession` ─► `Conversation` and `Outlet` as above. There,
+time passes from frame to frame.
+
 What must hold
 - The same journal gives the same ids, rows and row numbers, whatever the recorder's speed or restarts: every rule that
   waits (coalescing, holding back, time-outs) waits for *recorded* data or time. Cutting spans elsewhere changes nothing

@@ -334,7 +334,8 @@ class Arrivals:
         session = self._sessions.of_flow(record.flow, key_of(record))
         if session is None:
             if (flow.client.packets or flow.server.packets) and not self._sessions.knew(record.flow):
-                out.append(events.unknown_flow(self._name, position, wall_ns, record, flow))
+                tell = events.relayed_flow if flow.lane == Lane.RELAY else events.unknown_flow
+                out.append(tell(self._name, position, wall_ns, record, flow))
         elif session.closed:
             session.flow_end(flow)
             session.revise(out)

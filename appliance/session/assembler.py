@@ -19,26 +19,25 @@ from appliance.session.arrivals import Arrivals
 from appliance.session.bypassed import KIND as UNGUARDED
 from appliance.session.identifiers import UNREADABLE, frame_position
 from appliance.session.place import Place
+from appliance.session.stream_assembler import StreamAssembler
 from appliance.wire.abi import Record
 from appliance.wire.clock import CLOCK
 from appliance.wire.records import SIZE, scan
 
-VERSION = 4  # of the pickled state
+VERSION = 5  # of the pickled state
 PART_BYTES = 1 << 17  # of a span, that the rows of one part come from
 TOLD_STEP_NS = 10_000_000
 MAX_IDENTITIES = 65536  # leases remembered
 _LENGTH, _TIME = 9, 10  # places among a record's fields
 
 
-class Assembler:
-    """`feed` takes frames in order and gives back rows in order; a row's `seq` is gapless in its table and session."""
+class Assembler(StreamAssembler):
+    """Of the wire's stream, and of those of capture files."""
+
+    FORM = f"{VERSION}"
 
     def __init__(self, stream: bytes, settings: config.Record, node: str) -> None:
-        self.version = VERSION
-        self.stream = stream
-        self.rows = 0
-        self.damaged = 0  # journal gaps and ring losses so far
-        self._name = stream.hex()
+        super().__init__(stream)
         self._boot = ""
         self._place = Place()
         self._arrivals = Arrivals(stream, settings, node)
@@ -60,50 +59,26 @@ class Assembler:
 
     @property
     def weight(self) -> int:
-        """Bytes of the sessions' state in memory, about."""
         return self._arrivals.weight
 
     @property
     def relieved(self) -> int:
-        """Times that memory had to be given up."""
         return self._arrivals.relieved
 
     @property
     def held_bytes(self) -> int:
-        """Captured bytes held in memory outside of dissectors; walks over all sessions."""
         return self._arrivals.held_bytes
 
     @property
     def wall_ns(self) -> int:
-        """Wall time of the last record."""
         return self._arrivals.time.wall_ns
 
     def use(self, settings: config.Record) -> None:
-        """Go on within these limits: the state may come from a time when others were set."""
         self._arrivals.use(settings)
 
     # -- frames ----------------------------------------------------------------------------------------------------
 
-    def feed(self, frame: Frame | Damage) -> list[Row]:
-        """Take the next frame, or the news that frames are missing."""
-        return [row for part in self.parts(frame) for row in part]
-
-    def parts(self, frame: Frame | Damage) -> Iterator[list[Row]]:
-        """The same in parts: a span can hold far more in compressed bodies than its own size. Go on to the end."""
-        out: list[Row] = []
-        if isinstance(frame, Frame) and frame.kind is FrameKind.SPAN:
-            for _ in self._span(frame, out):
-                self.rows += len(out)
-                yield out[:]
-                out.clear()
-        else:
-            self._told(frame, out)
-        self.rows += len(out)
-        if out:
-            yield out
-
     def _told(self, frame: Frame | Damage, out: list[Row]) -> None:
-        """Everything but spans."""
         if isinstance(frame, Damage):
             self._damage(frame, out)
         elif frame.kind is FrameKind.CLOCK:
@@ -205,10 +180,7 @@ class Assembler:
         bounds = attrs | {"last_record_ns": self.wall_ns}
         out.append(events.ring_lost(self._name, frame, bounds))
         self.damaged += 1
-        self._arrivals.blame("ring-lost", "records were lost between the kernel and the journal", attrs, out)
+        self._blame("ring-lost", "records were lost between the kernel and the journal", attrs, out)
 
-    def _damage(self, damage: Damage, out: list[Row], position: int | None = None) -> None:
-        out.append(events.journal_gap(self._name, damage, self.wall_ns, position))
-        attrs = {"first_frame": damage.first_frame, "frames": damage.frames}
-        self.damaged += 1
-        self._arrivals.blame("journal-gap", "a part of the journal can't be read", attrs, out)
+    def _blame(self, kind: str, text: str, attrs: dict[str, Any], out: list[Row]) -> None:
+        self._arrivals.blame(kind, text, attrs, out)

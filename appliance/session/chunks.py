@@ -18,6 +18,7 @@ MAX_CHUNK = 64 * 1024
 JOIN_NS = 10_000_000
 MAX_ASIDE = 1 << 18  # bytes of copies that wait to be settled, per direction
 OVERHEAD = 128  # bytes that keeping one of them costs
+FAR = 1 << 62
 MAX_RANGES = 4096  # redactions that are remembered, and more only while their bytes wait
 
 Ranges = Sequence[tuple[int, int]]
@@ -161,6 +162,11 @@ class Outlet:
             gone = max(0, bisect_right(ranges, (left, left)) - 1)
             del ranges[: min(gone, len(ranges) - MAX_RANGES)]
 
+    def hides(self, start: int, end: int) -> bool:
+        """Whether all of these bytes are known to leave as asterisks."""
+        at = bisect_right(self._ranges, (start, FAR)) - 1
+        return at >= 0 and end <= self._ranges[at][1]
+
     def copy(self, offset: int, data: bytes, ts_ns: int, out: list[Chunk], hidden: Ranges = ()) -> int:
         """Keep a conflicting copy beside the stream; its number. When too many wait, the first in line leaves early.
 
@@ -186,7 +192,7 @@ class Outlet:
 
     def finish(self, out: list[Chunk]) -> None:
         """The session is over: nothing will be redacted any more."""
-        self.release(1 << 62, out)
+        self.release(FAR, out)
         self.flush(out)
 
     def _join(self, offset: int, data: bytes, ts_ns: int, out: list[Chunk]) -> None:

@@ -127,17 +127,33 @@ def refusal(stream: str, position: int, ts_ns: int, record: Record) -> EventRow:
 def unknown_flow(stream: str, position: int, ts_ns: int, record: Record, flow: Flow) -> EventRow:
     """The kernel forwarded a flow of which no packet reached the sessions."""
     source, destination = unpack_address(record.source), unpack_address(record.destination)
-    attrs = {
-        "source": source,
+    text = f"a flow from {source} to {destination} port {record.destination_port} ended, but no session is open for it"
+    return EventRow(stream, position, ts_ns, "flow-unknown", source, text, _counted(record, flow))
+
+
+def relayed_flow(stream: str, position: int, ts_ns: int, record: Record, flow: Flow) -> EventRow:
+    """The kernel gave a flow to a relay, whose own journal has its session; `kernel_flow` is in that session's
+    attributes.
+    """
+    source, destination = unpack_address(record.source), unpack_address(record.destination)
+    attrs = _counted(record, flow) | {"kernel_flow": record.flow}
+    if record.lease:
+        attrs["lease_id"] = f"{record.lease:016x}"
+    text = f"a flow from {source} to {destination} port {record.destination_port} ended that was given to a relay"
+    return EventRow(stream, position, ts_ns, "flow-relayed", source, text, attrs)
+
+
+def _counted(record: Record, flow: Flow) -> dict[str, Any]:
+    """Between whom a flow was, and the kernel's counts of it."""
+    return {
+        "source": unpack_address(record.source),
         "source_port": record.source_port,
-        "destination": destination,
+        "destination": unpack_address(record.destination),
         "destination_port": record.destination_port,
         "transport": transport_name(record.protocol),
         "packets": {"client": flow.client.packets, "server": flow.server.packets},
         "bytes": {"client": flow.client.bytes, "server": flow.server.bytes},
     }
-    text = f"a flow from {source} to {destination} port {record.destination_port} ended, but no session is open for it"
-    return EventRow(stream, position, ts_ns, "flow-unknown", source, text, attrs)
 
 
 def fragments_lost(stream: str, position: int, ts_ns: int, count: int) -> EventRow:

@@ -29,6 +29,13 @@ def session_id(stream: bytes, position: int, started_ns: int) -> UUID:
     return UUID(int=milliseconds << 80 | high << 64 | low)
 
 
+def relayed_id(stream: bytes, flow: int, started_ns: int, position: int = 0) -> UUID:
+    """The same for a relay's flow, by its number and the time of its OPEN record; `position`: of the record with which
+    another session goes on with it. The relay can tell the id by this.
+    """
+    return session_id(stream, flow << 64 | (position or started_ns), started_ns)
+
+
 def frame_position(number: int) -> int:
     """Position of what a whole frame says."""
     return number << OFFSET_BITS

@@ -25,7 +25,7 @@ from appliance.model import (
     SessionRow,
 )
 from appliance.session import coverage
-from appliance.session.chunks import Chunk, Outlet
+from appliance.session.chunks import Chunk, Outlet, merged
 from appliance.session.pieces import Data
 from appliance.wire.abi import Flow, FlowEnd, SideState
 
@@ -59,7 +59,8 @@ class Birth:
 
 
 class Session(ABC):
-    """Base of `TcpSession` and `DatagramSession`, which turn packets into `_data`, `_lost` and findings.
+    """Base of `TcpSession` and `DatagramSession`, which turn packets into `_data`, `_lost` and findings, and of
+    `RelayedSession`, which does so with a relay's records.
 
     `BYTES` is what one takes in memory of which nothing waits.
     """
@@ -229,8 +230,8 @@ class Session(ABC):
                 coverage=self._judge(sides),
                 client_bytes=sides[0].recorded,
                 server_bytes=sides[1].recorded,
-                client_packets=self.packets[0],
-                server_packets=self.packets[1],
+                client_packets=sides[0].packets,
+                server_packets=sides[1].packets,
                 messages=self.messages,
                 findings=tuple(sorted(self._found)),
                 lane=birth.lane,
@@ -339,15 +340,39 @@ class Session(ABC):
                         item,
                     )
                 )
+                if "smuggling" in item.flags:
+                    self._smuggling(item, out)
             elif isinstance(item, Redaction):
-                side = DIRECTIONS.index(item.direction)
-                self.outlets[side].redact(item.start, item.end)
-                text = f"{item.what}: {item.end - item.start} bytes are kept by length only"
-                self.finding("redacted", side, item.start, item.end, self.last_ns, text, out, {"what": item.what})
+                self._redact(DIRECTIONS.index(item.direction), item.start, item.end, item.what, out)
         protocol = self.conversation.protocol
         if protocol != self.protocol:
             self.protocol = protocol
             self.revise(out)
+
+    def _smuggling(self, item: Message, out: list[Row]) -> None:
+        cases = item.attrs.get("smuggling", [])
+        text = f"HTTP that two parsers may read differently: {', '.join(cases)}"
+        side = DIRECTIONS.index(item.direction)
+        self.finding("smuggling", side, item.start, item.end, item.ts_ns, text, out, {"cases": cases})
+
+    def _redact(self, side: int, start: int, end: int, what: str, out: list[Row]) -> None:
+        self.outlets[side].redact(start, end)
+        text = f"{what}: {end - start} bytes are kept by length only"
+        self.finding("redacted", side, start, end, self.last_ns, text, out, {"what": what})
+
+    def _hidden(
+        self, side: int, start: int, data: bytes, ts_ns: int, out: list[Row], copy: int = 0
+    ) -> list[tuple[int, int]]:
+        """Ranges of late bytes, or of a copy with this number, that are kept by length only."""
+        hidden = merged(self.conversation.aside(DIRECTIONS[side], start, data, late=not copy))
+        for low, high in hidden:
+            text = f"unread: {high - low} bytes are kept by length only"
+            if copy:  # it has no bytes of the stream
+                attrs = {"what": "unread", "copy": copy, "offset": start + low, "bytes": high - low}
+                self.finding("redacted", side, start, start, ts_ns, text, out, attrs)
+            else:
+                self.finding("redacted", side, start + low, start + high, ts_ns, text, out, {"what": "unread"})
+        return hidden
 
     def _chunks(self, side: int, chunks: list[Chunk], out: list[Row]) -> None:
         birth = self.birth

@@ -1,8 +1,8 @@
 """The recorder's state as bytes, and back.
 
-A snapshot is a pickle behind a line of version and digest. Pickles can run code when they are read, so this holds only
-because DATA and everything in it belong to the appliance alone (mode 0700); as a second fence, reading one back makes
-nothing but the appliance's own classes and a few harmless ones of the standard library.
+A snapshot is a pickle behind a line of form (`StreamAssembler.FORM`) and digest. Pickles can run code when they are
+read, so this holds only because DATA and everything in it belong to the appliance alone (mode 0700); as a second fence,
+reading one back makes nothing but the appliance's own classes and a few harmless ones of the standard library.
 """
 
 import enum
@@ -11,9 +11,8 @@ import pickle
 from typing import Any, BinaryIO
 
 from appliance.errors import DamagedEvidence
-from appliance.session.assembler import VERSION
+from appliance.session.assembler import Assembler
 
-_MAGIC = b"verbatim-recorder %d " % VERSION
 _NO_DIGEST = b"0" * 64
 _BLOCK = 1 << 20
 _HARMLESS = {
@@ -60,24 +59,30 @@ class _Digesting:
         return self._file.write(data)
 
 
-def dump(state: object, file: BinaryIO) -> None:
+def _magic(form: str) -> bytes:
+    return b"verbatim-recorder " + form.encode() + b" "
+
+
+def dump(state: object, file: BinaryIO, form: str = Assembler.FORM) -> None:
     """Write one snapshot to an empty file."""
-    file.write(_MAGIC + _NO_DIGEST + b"\n")
+    magic = _magic(form)
+    file.write(magic + _NO_DIGEST + b"\n")
     body = _Digesting(file)
     pickle.Pickler(body, protocol=5).dump(state)
-    file.seek(len(_MAGIC))
+    file.seek(len(magic))
     file.write(body.digest.hexdigest().encode())
 
 
-def load(file: BinaryIO) -> Any:
+def load(file: BinaryIO, form: str = Assembler.FORM) -> Any:
     """What `dump` was given. Raises `DamagedEvidence` for another version, damage, or foreign classes."""
-    line = file.readline(len(_MAGIC) + len(_NO_DIGEST) + 1)
-    if not line.startswith(_MAGIC):
+    magic = _magic(form)
+    line = file.readline(len(magic) + len(_NO_DIGEST) + 1)
+    if not line.startswith(magic):
         raise DamagedEvidence("snapshot of the recorder is of another version; sessions are picked up midstream")
     start, digest = file.tell(), hashlib.sha256()
     while block := file.read(_BLOCK):
         digest.update(block)
-    if line[len(_MAGIC) :].rstrip(b"\n") != digest.hexdigest().encode():
+    if line[len(magic) :].rstrip(b"\n") != digest.hexdigest().encode():
         raise DamagedEvidence("snapshot of the recorder is damaged; sessions are picked up midstream")
     file.seek(start)
     try:

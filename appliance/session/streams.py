@@ -3,11 +3,11 @@
 from itertools import groupby
 
 from appliance.model import Row
-from appliance.session.chunks import Chunk, merged
+from appliance.session.chunks import Chunk
 from appliance.session.memory import STREAM_BYTES
 from appliance.session.pieces import Data, Gap, Late, Note, Overlap, Piece, Stray
 from appliance.session.reassembly import Stream
-from appliance.session.session import DIRECTIONS, Birth, Session
+from appliance.session.session import Birth, Session
 from appliance.session.tcp_segment import REJECTS, STRAYS
 
 FORGET_NS = 10_000_000_000  # silence after which delivered bytes are not kept for comparison any more
@@ -112,20 +112,6 @@ class StreamSession(Session):
         if chunks:
             self._chunks(side, chunks, out)
         self._settle(side, out)
-
-    def _hidden(
-        self, side: int, start: int, data: bytes, ts_ns: int, out: list[Row], copy: int = 0
-    ) -> list[tuple[int, int]]:
-        """Ranges of late bytes, or of a copy with this number, that are kept by length only."""
-        hidden = merged(self.conversation.aside(DIRECTIONS[side], start, data, late=not copy))
-        for low, high in hidden:
-            text = f"unread: {high - low} bytes are kept by length only"
-            if copy:  # it has no bytes of the stream
-                attrs = {"what": "unread", "copy": copy, "offset": start + low, "bytes": high - low}
-                self.finding("redacted", side, start, start, ts_ns, text, out, attrs)
-            else:
-                self.finding("redacted", side, start + low, start + high, ts_ns, text, out, {"what": "unread"})
-        return hidden
 
     def _gap(self, side: int, gap: Gap, out: list[Row]) -> None:
         """Neighbouring gaps (a capture that keeps headers only) become one finding."""

@@ -9,6 +9,7 @@ Out: spans of records, leases and events in the journal; marks on packets, which
     sweep (flows that ended) ── quotas (who has how many) ── resets (told to both ends) ── windows (opened again)
     notes (what the process itself has to say) ── untold (refusals without a record) ── news (changes in the kernel)
     answers (to requests, and what the process says of itself) ── standstill (when it did nothing)
+    spooled (what other processes left for the journal)
     daemon: the loop around them ── teardown (everything out of the kernel again, what the ring held journaled)
 
 What must never happen here: the ring is advanced before the journal has the span; a lease is in the kernel before it is

@@ -48,12 +48,14 @@ class Reason(IntEnum):
     RING_SHARE = 9
     SPOOFED = 10
     GATEWAY = 11
+    RELAY = 12
+    NO_NAME = 13
     NO_LEASE = 16
     LEASE_EXPIRED = 17
     LEASE_CHANGED = 18
     NO_RULE = 19
     RULE = 20
-    RELAY = 21
+    RELAY_LOST = 21
     QUIC = 22
     PROTOCOL = 23
     INBOUND = 24
@@ -99,6 +101,9 @@ class MapIndex(IntEnum):
     NETWORKS = 14
     HELD = 15
     PRESSURE = 16
+    RELAYS = 17
+    LEGS = 18
+    ANSWERS = 19
 
 
 class FlowEnd(IntEnum):
@@ -125,6 +130,13 @@ SIDE_F_SEEN = 0x10
 
 MARK_RECORDED = 0x56420001
 MARK_REFUSED = 0x56420002
+MARK_STEERED = 0x56420003
+
+RELAYS_MAX = 64
+ANSWER_BYTES = 1232
+
+LEG_F_TRANSPARENT = 0x01
+LEG_F_UNBOUND = 0x02
 
 
 def pack_address(address: str | IPv4Address | IPv6Address) -> bytes:
@@ -314,6 +326,44 @@ class LeaseValue(Packed):
 
 
 @dataclass(slots=True)
+class RelayValue(Packed):
+    """struct relay."""
+
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<QH6s")
+
+    worker: int
+    port: int
+    reserved: bytes = bytes(6)
+
+
+@dataclass(slots=True)
+class Leg:
+    """struct leg: the head, then one `SideState` per side; the relay is the client."""
+
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQQQII")
+    SIZE: ClassVar[int] = HEAD.size + 2 * SideState.LAYOUT.size
+
+    start: int
+    last: int
+    id: int
+    worker: int
+    flags: int
+    client: SideState
+    server: SideState
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> Self:
+        start, last, id, worker, flags, _ = cls.HEAD.unpack_from(data, offset)
+        first = offset + cls.HEAD.size
+        client, server = SideState.unpack(data, first), SideState.unpack(data, first + SideState.LAYOUT.size)
+        return cls(start, last, id, worker, flags, client, server)
+
+    def pack(self) -> bytes:
+        head = self.HEAD.pack(self.start, self.last, self.id, self.worker, self.flags, 0)
+        return head + self.client.pack() + self.server.pack()
+
+
+@dataclass(slots=True)
 class RuleKey(Packed):
     """struct rule_key. `port` is two bytes in network order; `prefixlen` counts the 32 bits before the address and, for
     IPv4, the 96 bits of the v4-mapped prefix."""
@@ -418,7 +468,7 @@ class Meta(Packed):
 class SettingsValue(Packed):
     """struct settings."""
 
-    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIQII16sIIII")
+    LAYOUT: ClassVar[struct.Struct] = struct.Struct("<IIQII16sIIII16s")
 
     stalled: int
     refusal_rate: int
@@ -429,4 +479,5 @@ class SettingsValue(Packed):
     ring: int = 0
     clamp: int = 0
     rules: int = 0
-    reserved: int = 0
+    names: int = 0
+    proxies: bytes = bytes(16)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from appliance.errors import MalformedInput
-from appliance.identity.leases import identity_from_json, lease_id
+from appliance.identity.leases import identity_from_json, identity_to_json, lease_id
 from appliance.journal import Writer
 from appliance.wire import maps
 from appliance.wire.abi import COUNTER_COUNT, Counter, Reason
@@ -15,6 +15,7 @@ from appliance.wire.interfaces import Interfaces
 from appliance.wire.leasing import Leasing
 from appliance.wire.loader import Program
 from appliance.wire.notes import Notes
+from appliance.wire.relays import Relays
 from appliance.wire.ring import Ring
 from appliance.wire.sweep import Sweeper
 from appliance.wire.watch import Watch
@@ -36,6 +37,7 @@ class Answers:
     leasing: Leasing
     sweeper: Sweeper
     reopener: Reopener
+    relays: Relays
 
     def answer(self, request: Json) -> Json:
         """One request of the control socket."""
@@ -54,13 +56,18 @@ class Answers:
             case "list":
                 self.leasing.expire(now)
                 return {"leases": [lease.to_json() for lease in self.leasing.table.list()]}
+            case "identity":
+                self.leasing.expire(now)
+                return {"identity": identity_to_json(self.leasing.table.get(lease_id(request.get("id"))).identity)}
             case "status":
                 return {"status": self.status()}
             case "note":
                 self.faults.noted(request, now)
                 return {"noted": True}
             case _:
-                raise MalformedInput("control request: unknown; do one of grant, renew, revoke, list, status, note")
+                raise MalformedInput(
+                    "control request: unknown; do one of grant, renew, revoke, list, identity, status, note"
+                )
         return {"lease": lease.to_json()}
 
     def status(self) -> Json:
@@ -84,6 +91,7 @@ class Answers:
             "reopened": self.reopener.reopened,
             "leases": len(self.leasing.table.leases),
             "flows": self.sweeper.alive,
+            "relays": self.relays.serving,
             "interfaces": {
                 name: {"index": self.interfaces.indexes.get(name, 0), "role": role.name.lower()}
                 for name, role in self.interfaces.roles.items()

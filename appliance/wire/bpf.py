@@ -89,6 +89,11 @@ def _info(fd: int, size: int) -> bytes:
     return info.raw
 
 
+def map_id(fd: int) -> int:
+    """The kernel's number of a map (struct bpf_map_info, .id)."""
+    return int(struct.unpack_from("<II", _info(fd, 24))[1])
+
+
 def program_id(fd: int) -> int:
     """The kernel's number of a program."""
     return int(struct.unpack_from("<II", _info(fd, 16))[1])

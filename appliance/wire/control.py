@@ -4,6 +4,7 @@
     {"do": "renew", "id": "<16 hex>", "expires_ns": ..., "identity": {...} (optional)}             →  {"lease": {...}}
     {"do": "revoke", "id": "<16 hex>"}                                                             →  {"lease": {...}}
     {"do": "list"}                                                                                 →  {"leases": [...]}
+    {"do": "identity", "id": "<16 hex>"}                                                        →  {"identity": {...}}
     {"do": "status"}                                                                               →  {"status": {...}}
     {"do": "note", "kind": "issuer-keys-changed", "text": "...", "attrs": {...}}                   →  {"noted": true}
 
@@ -24,14 +25,20 @@ import msgspec
 import structlog
 
 from appliance.errors import MalformedInput, Refused, Unavailable, VerbatimError
-from appliance.identity.leases import Lease, LeaseHeld, LeaseUnknown, identity_to_json
+from appliance.identity.leases import Lease, LeaseHeld, LeaseUnknown, identity_from_json, identity_to_json
 from appliance.model import Identity
 
 MAX_LINE = 64 * 1024  # bytes of one request
 MAX_ANSWER = 32 * 2**20  # bytes of one answer that a client takes: a full table's list
 MAX_CLIENTS = 64
 SOCKET = "wire.sock"
-NOTES = frozenset({"issuer-keys-changed"})
+NOTES = frozenset(
+    {
+        "issuer-keys-changed",
+        *("ca-made", "ca-rotated", "certificate-issued"),
+        *("secret-set", "secret-rotated", "secret-removed", "secrets-resealed"),
+    }
+)
 
 CODES: tuple[tuple[str, type[VerbatimError]], ...] = (  # the first that fits names an error; the client raises it again
     ("held", LeaseHeld),
@@ -191,6 +198,10 @@ class Client:
     def list(self) -> tuple[Lease, ...]:
         """The live leases, oldest first."""
         return tuple(Lease.from_json(lease) for lease in self._ask({"do": "list"})["leases"])
+
+    def identity(self, id: str) -> Identity:
+        """Whose lease this is. Raises `LeaseUnknown` for one that is over."""
+        return identity_from_json(self._ask({"do": "identity", "id": id})["identity"])
 
     def status(self) -> Json:
         """What the wire process publishes of itself, fresh."""

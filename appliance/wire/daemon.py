@@ -24,18 +24,22 @@ from appliance.identity.leases import Now
 from appliance.journal import FrameKind, JournalKey, Writer, set_foreign_aside
 from appliance.log import configure
 from appliance.wire import clock, former, interlock, leasing, loader, maps
-from appliance.wire.abi import Meta, Reason
+from appliance.wire.abi import Meta, Reason, SettingsValue
 from appliance.wire.answers import Answers, word
 from appliance.wire.control import SOCKET, Server
 from appliance.wire.drain import Drain
 from appliance.wire.faults import Faults
 from appliance.wire.interfaces import Interfaces, claim
 from appliance.wire.leasing import Leasing
+from appliance.wire.names import Names, named_rules
 from appliance.wire.neighbours import Neighbours
 from appliance.wire.notes import Notes
 from appliance.wire.quotas import Quotas
+from appliance.wire.relays import Relays
 from appliance.wire.resets import Sender
 from appliance.wire.ring import SPAN, Ring
+from appliance.wire.routing import Routing
+from appliance.wire.spooled import Spooled
 from appliance.wire.standstill import Standstill
 from appliance.wire.sweep import Sweeper
 from appliance.wire.teardown import TornDown, forget, recall
@@ -75,12 +79,13 @@ class Daemon:
         wire = settings.wire
         rules = maps.rule_entries(settings.rules)
         self._ports = interlock.api_ports(settings.api.listen)
+        self._proxies = interlock.proxy_ports(settings.relay.proxy, self._ports)
         run = status.run_folder(settings.data)
         state = settings.data / "state"
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._keep(claim())
         # The interlock stands before anything can be marked, and even where something below is missing.
-        lock = self._keep(interlock.Interlock(wire.table, wire.agents, wire.upstream, self._ports))
+        lock = self._keep(interlock.Interlock(wire.table, wire.agents, wire.upstream, self._ports, self._proxies))
         lock.establish()
         self._interfaces = self._keep(Interfaces(wire, interlock.api_addresses(settings.api.listen)))
         self._neighbours = self._keep(Neighbours())
@@ -93,6 +98,10 @@ class Daemon:
 
         self._faults = Faults(self._notes.event)
         program = self._program = self._keep(loader.open_program(wire))
+        relayed = any(rule.lane == "relay" for rule in settings.rules)
+        steered = (*wire.agents, *wire.upstream) if relayed else ()
+        self._routing = self._keep(Routing(steered, self._faults))
+        self._relays = Relays(program.map("relays"), program.map("legs"), self._notes.event)
         self._watch = Watch(lock, self._interfaces, program, self._faults, self._notes)
         self._ring = self._keep(Ring(program.ring_fd, wire.ring_bytes))
         self._drain = Drain(self._ring, self._writer, self._notes, settings.journal, self._stall)
@@ -106,12 +115,7 @@ class Daemon:
         if aside is not None:
             self._tell_of_a_journal(*aside, now)
         self._faults.inherit(status.read(settings.data).get("wire"), now)
-        self._rules = 0  # while they change, flows remember no answer
-        self._stall(False)
-        maps.reconcile(program.map("rules"), rules, "rules")
-        meta = Meta.unpack(program.map("meta").lookup(bytes(4)) or b"")
-        self._rules = maps.rules_number(rules, meta.program)
-        self._stall(False)
+        self._learn(program, rules, now)
         table = leasing.resume(state / "leases.json", settings, self._notes, now)
         self._leasing = Leasing(
             state / "leases.json",
@@ -125,6 +129,7 @@ class Daemon:
         quotas = Quotas(program.map("quotas"), program.map("released"))
         self._sweeper = Sweeper(program.map("flows"), program.map("refusals"), quotas, wire)
         self._untold = Untold(program.map("counters"))
+        self._spooled = Spooled(settings.data, self._faults.noted, self._notes.flush)
         self._sender = self._keep(Sender())
         held, pressure = program.map("held"), program.map("pressure")
         self._reopener = Reopener(held, pressure, maps.reopening_level(wire), self._sender.send)
@@ -140,6 +145,7 @@ class Daemon:
             self._leasing,
             self._sweeper,
             self._reopener,
+            self._relays,
         )
         self._survey: Iterator[None] | None = None
         self._due: deque[Callable[[Now], None]] = deque()  # chores of this second, one a turn
@@ -148,6 +154,8 @@ class Daemon:
         self._second = 0
         self._moved = 0
         self._place(now)
+        self._routing.guard(now)
+        self._relays.tend(now)
         self._watch.guard(now)
         self._take_over(formers)
         if down is not None:
@@ -156,7 +164,25 @@ class Daemon:
         self._selector.register(self._ring, selectors.EVENT_READ, lambda mask: None)
         self._selector.register(lock, selectors.EVENT_READ, self._ruleset_changed)
         self._selector.register(self._interfaces, selectors.EVENT_READ, self._news)
+        self._selector.register(self._names, selectors.EVENT_READ, lambda mask: None)
+        self._selector.register(self._routing, selectors.EVENT_READ, self._routes_changed)
         self._keep(Server(run / SOCKET, self._answers.answer, self._selector))
+
+    def _learn(self, program: loader.Program, rules: dict[bytes, bytes], now: Now) -> None:
+        """Bring the rules into their map, with what was learnt about hosts before."""
+        kernel, named = program.map("rules"), named_rules(self._settings.rules)
+        meta = Meta.unpack(program.map("meta").lookup(bytes(4)) or b"")
+        number = maps.rules_number(rules, meta.program, [f"{one.number} {one.rule.host}" for one in named])
+        former = SettingsValue.unpack(program.map("settings").lookup(bytes(4)) or b"")
+        there = dict(kernel.items()) if named and former.rules == number else {}
+        self._named = bool(named)
+        self._rules = 0  # while they change, flows remember no answer
+        self._stall(False)
+        answers = self._keep(Ring(program.maps["answers"], loader.ANSWERS_BYTES))
+        self._names = Names(named, rules, kernel, answers, self._notes.event)
+        maps.reconcile(kernel, {**self._names.resume(there, now), **rules}, "rules")
+        self._rules = number
+        self._stall(False)
 
     def _take_over(self, formers: list[former.Former]) -> None:
         """The new program is attached: journal what former rings hold, before anything of the new one."""
@@ -209,6 +235,7 @@ class Daemon:
             if moved:
                 self._moved = now.boottime
             self._reopener.step(self._ring.fill)
+            self._names.step(now)
             busy = self._chores(now) or self._ring.fill
             wait = ALERT if now.boottime - self._moved < SECOND else IDLE
             for key, mask in self._selector.select(0 if busy or moved else wait):
@@ -251,8 +278,18 @@ class Daemon:
 
     @property
     def _each_second(self) -> tuple[Callable[[Now], None], ...]:
-        watch = self._watch
-        return self._leasing.expire, watch.guard, watch.lock, self._place, self._tick, self._settle, self._publish
+        watch, ways = self._watch, (self._relays.tend, self._routing.guard, self._names.expire)
+        return (
+            self._leasing.expire,
+            self._spooled.step,
+            watch.guard,
+            watch.lock,
+            *ways,
+            self._place,
+            self._tick,
+            self._settle,
+            self._publish,
+        )
 
     def _carefully(self, chore: Callable[[Now], None], now: Now) -> None:
         """What fails is tried again in a second; draining goes on meanwhile, and the other locks hold."""
@@ -269,11 +306,21 @@ class Daemon:
             self._notes.clock(now)
 
     def _stall(self, stalled: bool) -> None:
-        value = loader.settings_value(self._settings.wire, self._ports, stalled=stalled, rules=self._rules)
+        value = loader.settings_value(
+            self._settings.wire,
+            self._ports,
+            stalled=stalled,
+            rules=self._rules,
+            proxies=self._proxies,
+            names=self._named,
+        )
         maps.put(self._program.map("settings"), bytes(4), value, "settings")
 
     def _ruleset_changed(self, mask: int) -> None:
         self._watch.lock(self._notes.now())
+
+    def _routes_changed(self, mask: int) -> None:
+        self._carefully(self._routing.guard, self._notes.now())
 
     def _news(self, mask: int) -> None:
         if self._interfaces.news():
@@ -297,7 +344,7 @@ class Daemon:
 
     def _settle(self, now: Now) -> None:
         """What is wrong now, here and in the other processes, is put on record."""
-        found = dict(self._watch.faults())
+        found = {**dict(self._watch.faults()), **dict(self._routing.faults())}
         if self._drain.stalled:
             found["journal-stalled"] = f"nothing is forwarded: {self._drain.reason}"
         if self._leasing.unsaved:

@@ -7,10 +7,11 @@ TCP, "administratively prohibited" for the rest, so that clients fail at once. T
 used up the hop limit of these packets, lest the kernel forward them when the table is gone. Answers go to who is behind
 the interface only.
 
-The `input` chain protects the gateway itself from the agents' side, which may reach the API, answer what the gateway
-began, and use the ICMP that IP needs. It is stateless (every TCP segment but a connection's first is let through, and
-the kernel resets what belongs to no connection), because connection tracking would track, and defragment, all that is
-forwarded. Input from upstream interfaces is the machine's own business.
+The `input` chain protects the gateway itself from the agents' side, which may reach the API and the proxies of relays,
+answer what the gateway began, and use the ICMP that IP needs; and what the program steered to a relay, by a third mark,
+gets there. That mark is forwarded by no chain. The chain is stateless (every TCP segment but a connection's first is
+let through, and the kernel resets what belongs to no connection), because connection tracking would track, and
+defragment, all that is forwarded. Input from upstream interfaces is the machine's own business.
 
 Connections to the API are limited by the second and link-layer address, lest one host take all that the
 API can hold; a host has addresses without number (IPv6), and the API itself limits each address and /64.
@@ -38,7 +39,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 
 from appliance.errors import MalformedInput, Unavailable
-from appliance.wire.abi import MARK_RECORDED, MARK_REFUSED
+from appliance.wire.abi import MARK_RECORDED, MARK_REFUSED, MARK_STEERED
 from appliance.wire.news import News
 
 TIMEOUT = 10.0  # seconds for one run of nft
@@ -63,17 +64,20 @@ STRANGE = {  # what in another table touches the interlock
 TABLE = re.compile(r"^table (\S+ \S+) \{", re.M)
 
 
-def ruleset(table: str, agents: Sequence[str], upstream: Sequence[str], ports: Sequence[int]) -> str:
+def ruleset(
+    table: str, agents: Sequence[str], upstream: Sequence[str], ports: Sequence[int], proxies: Sequence[int] = ()
+) -> str:
     """The nft script that replaces table `inet <table>`.
 
-    `agents`, `upstream`: names of the interfaces; `ports`: TCP ports of the API on the gateway.
+    `agents`, `upstream`: names of the interfaces; `ports`: TCP ports of the API on the gateway; `proxies`: of relays.
     """
     names = _names(agents)
     guard = f"iifname {names} goto agents" if agents else ""
     mute = f"oifname {_names(upstream)} jump upstream" if upstream else ""
     both = _names([*agents, *upstream])
     between = f"iifname {both} oifname {both} " if agents or upstream else ""
-    api = f"tcp dport {{ {', '.join(str(port) for port in sorted(set(ports)))} }} goto callers" if ports else ""
+    api = f"tcp dport {_ports(ports)} goto callers" if ports else ""
+    proxy = f"tcp dport {_ports(proxies)} accept" if proxies else ""
     return f"""\
 table inet {table}
 delete table inet {table}
@@ -102,8 +106,10 @@ table inet {table} {{
         accept
     }}
     chain agents {{
+        meta mark {MARK_STEERED:#x} meta l4proto tcp accept
         tcp flags & (syn | ack) != syn accept
         {api}
+        {proxy}
         icmp type {{ {ICMP} }} accept
         icmpv6 type {{ {ICMPV6} }} accept
         drop
@@ -124,15 +130,27 @@ table inet {table} {{
 """
 
 
-def api_ports(listen: Sequence[str]) -> tuple[int, ...]:
-    """TCP ports of the `api.listen` addresses; those that any free port is taken for (0) are left out."""
+def _ports(ports: Sequence[int]) -> str:
+    return "{ " + ", ".join(str(port) for port in sorted(set(ports))) + " }"
+
+
+def api_ports(listen: Sequence[str], name: str = "api.listen") -> tuple[int, ...]:
+    """TCP ports of these addresses, of setting `name`; those that any free port is taken for (0) are left out."""
     ports = []
     for address in listen:
         port = address.rpartition(":")[2]
         if not port.isascii() or not port.isdecimal() or int(port) > 65535:
-            raise MalformedInput(f"api.listen {address}: no port; write host:port or [v6]:port")
+            raise MalformedInput(f"{name} {address}: no port; write host:port or [v6]:port")
         ports.append(int(port))
     return tuple(sorted({port for port in ports if port}))
+
+
+def proxy_ports(proxy: Sequence[str], api: Sequence[int]) -> tuple[int, ...]:
+    """TCP ports of the `relay.proxy` addresses. Raises `MalformedInput` for one that is also the API's."""
+    ports = api_ports(proxy, "relay.proxy")
+    if both := set(ports) & set(api):
+        raise MalformedInput(f"relay.proxy: port {min(both)} is also one of api.listen; choose another one")
+    return ports
 
 
 def api_addresses(listen: Sequence[str]) -> tuple[str, ...]:
@@ -152,9 +170,16 @@ class Interlock:
     `strangers`: other tables that touch the interlock, each with what it does, as the last `verify` found.
     """
 
-    def __init__(self, table: str, agents: Sequence[str], upstream: Sequence[str], ports: Sequence[int]) -> None:
+    def __init__(
+        self,
+        table: str,
+        agents: Sequence[str],
+        upstream: Sequence[str],
+        ports: Sequence[int],
+        proxies: Sequence[int] = (),
+    ) -> None:
         self._table = f"inet {table}"
-        self._script = ruleset(table, agents, upstream, ports)
+        self._script = ruleset(table, agents, upstream, ports, proxies)
         self.strangers: tuple[str, ...] = ()
         self._expected = ""
         self._found: str | None = None  # the text of a former process's table

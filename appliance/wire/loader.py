@@ -29,7 +29,10 @@ from appliance.wire.maps import MAX_NETWORKS, MAX_RULES
 RULES_MAX = 16 * MAX_RULES  # those of before stay until those of now are there
 REFUSALS_MAX = 8192
 PORTS_MAX = 8
+PROXIES_MAX = 8
 HELD_MAX = 4096
+LEGS_MAX = 65536
+ANSWERS_BYTES = 256 * 1024  # of the ring of DNS answers
 SCRATCH_BYTES = 1024
 ROUTES_MAX = 2 * MAX_NETWORKS
 OWNERS_UNBOUND = 1024  # networks of clients without a lease, which own flows together
@@ -54,7 +57,7 @@ class Program:
 
     `fd`, `id`: of the recording program; `gate`: file descriptor of the one on departure, -1 where there is none.
     `maps`: by name: leases, rules, interfaces, locals, flows, counters, refusals, settings, ring, scratch, meta,
-    quotas, released, budget, networks, held, pressure.
+    quotas, released, budget, networks, held, pressure, relays, legs, answers.
     `ring_id`: 32 hex digits, random, made with the ring. `reused`: nothing was made anew. `kept`: names of the maps
     that were taken over with their contents ("ring" among them: what was not drained is still there).
     """
@@ -112,13 +115,27 @@ def map_shapes(settings: config.Wire) -> dict[str, Shape]:
         "networks": Shape(bpf.LPM_TRIE, abi.NetworkKey.LAYOUT.size, 4, ROUTES_MAX, bpf.NO_PREALLOC),
         "held": Shape(bpf.HASH, flow, abi.Held.LAYOUT.size, HELD_MAX),
         "pressure": Shape(bpf.ARRAY, 4, abi.Pressure.LAYOUT.size, 1),
+        "relays": Shape(bpf.HASH, 4, abi.RelayValue.LAYOUT.size, abi.RELAYS_MAX),
+        "legs": Shape(bpf.HASH, flow, abi.Leg.SIZE, LEGS_MAX, bpf.NO_PREALLOC),
+        "answers": Shape(bpf.RINGBUF, 0, 0, ANSWERS_BYTES),
     }
 
 
-def settings_value(settings: config.Wire, ports: Sequence[int], *, stalled: bool, rules: int = 0) -> bytes:
-    """The one element of map `settings`. `ports`: TCP ports of the gateway for agents; `rules`: `maps.rules_number`."""
+def settings_value(
+    settings: config.Wire,
+    ports: Sequence[int],
+    *,
+    stalled: bool,
+    rules: int = 0,
+    proxies: Sequence[int] = (),
+    names: bool = False,
+) -> bytes:
+    """The one element of map `settings`. `ports`: TCP ports of the gateway for agents; `rules`: `maps.rules_number`;
+    `proxies`: TCP ports of the gateway where relays are a proxy; `names`: rules name hosts."""
     if len(ports) > PORTS_MAX:
         raise MalformedInput(f"api.listen: {len(ports)} different ports; use {PORTS_MAX} at most")
+    if len(proxies) > PROXIES_MAX:
+        raise MalformedInput(f"relay.proxy: {len(proxies)} different ports; use {PROXIES_MAX} at most")
     return abi.SettingsValue(
         stalled=int(stalled),
         refusal_rate=settings.refusal_rate,
@@ -129,6 +146,8 @@ def settings_value(settings: config.Wire, ports: Sequence[int], *, stalled: bool
         ring=settings.ring_bytes,
         clamp=round(settings.ring_bytes * settings.clamp) if settings.clamp < 1 else 0,
         rules=rules,
+        names=int(names),
+        proxies=struct.pack(f"<{PROXIES_MAX}H", *proxies, *[0] * (PROXIES_MAX - len(proxies))),
     ).pack()
 
 
@@ -143,11 +162,9 @@ def create_maps(settings: config.Wire, names: frozenset[str] | None = None) -> d
     return made
 
 
-def load(instructions: bytes, maps: dict[str, int]) -> int:
+def load(instructions: bytes, maps: dict[str, int], name: str = "verbatim_wire") -> int:
     """The program with these maps; its file descriptor. `OSError` when the kernel refuses it."""
-    return bpf.load_program(
-        bpf.relocate(instructions, {i: maps[i.name.lower()] for i in abi.MapIndex}), "verbatim_wire"
-    )
+    return bpf.load_program(bpf.relocate(instructions, {i: maps[i.name.lower()] for i in abi.MapIndex}), name)
 
 
 def open_program(settings: config.Wire, cache: Path = headers.CACHE) -> Program:
@@ -174,13 +191,13 @@ def _open(settings: config.Wire, cache: Path) -> Program:
         if meta is not None and meta.program == version and kept == set(map_shapes(settings)):
             gate = bpf.get(folder / "gate")
             if gate is None:
-                gate = _load_gate(source, cache)
+                gate = _load_gate(source, cache, maps)
                 bpf.pin(gate, folder / "gate")
             return Program(pinned, bpf.program_id(pinned), maps, meta.ring.hex(), True, kept, gate)
         os.close(pinned)
     instructions = program.compiled(source, cache)
     maps |= create_maps(settings, frozenset(map_shapes(settings)) - kept)
-    fd, gate = load(instructions, maps), _load_gate(source, cache)
+    fd, gate = load(instructions, maps), _load_gate(source, cache, maps)
     if kept and "flows" not in kept:
         _carry_over(folder / "flows", maps["flows"])
     fresh = set(maps) - kept
@@ -200,8 +217,8 @@ def _open(settings: config.Wire, cache: Path) -> Program:
     return Program(fd, bpf.program_id(fd), maps, ring.hex(), False, kept, gate)
 
 
-def _load_gate(source: Path, cache: Path) -> int:
-    return bpf.load_program(program.compiled(source, cache, program.GATE), "verbatim_gate")
+def _load_gate(source: Path, cache: Path, maps: dict[str, int]) -> int:
+    return load(program.compiled(source, cache, program.GATE), maps, "verbatim_gate")
 
 
 def _kept(settings: config.Wire) -> dict[str, int]:

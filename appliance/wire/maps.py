@@ -42,35 +42,64 @@ Entries = Mapping[bytes, bytes]
 def rule_entries(rules: Sequence[config.Rule]) -> dict[bytes, bytes]:
     """Map `rules`: struct rule_key → struct rule, numbered from 1 in the order of the configuration.
 
+    Rules that differ by the host's name only are one entry where one of them is for a relay: it hears the name. The
+    entry bears the number of the rule without a name if there is one, and needs no lease if one of those for relays
+    needs none; the relay then asks for what each rule says. A name in other lanes has no entry here.
+
     The longest networks come first: while they are brought into the map, a part that a wider rule leaves out is closed
-    before that one is there. Raises `MalformedInput` for two rules about the same destination, port and protocol.
+    before that one is there. Raises `MalformedInput` for two rules about the same destination, host, port and protocol.
     """
     if len(rules) > MAX_RULES:
         raise MalformedInput(f"rules: {len(rules)} are too many; write at most {MAX_RULES}")
-    entries: dict[bytes, bytes] = {}
+    same: dict[bytes, dict[str, tuple[int, config.Rule]]] = {}
+    prefixes: dict[bytes, int] = {}
     for number, rule in enumerate(rules, 1):
-        v4 = isinstance(rule.to, IPv4Network)
-        protocol = {"any": 0, "tcp": TCP, "udp": UDP, "icmp": ICMP if v4 else ICMPV6}[rule.protocol]
-        prefix = rule.to.prefixlen + (96 if v4 else 0)
-        key = RuleKey(
-            prefixlen=RULE_HEAD_BITS + prefix,
-            family=rule.to.version,
-            protocol=protocol,
-            port=rule.port.to_bytes(2, "big"),
-            network=pack_address(rule.to.network_address),
-        ).pack()
-        if key in entries:
-            raise MalformedInput(f"rules: number {number} ({rule.to}) repeats an earlier one; remove one of the two")
-        entries[key] = RuleValue(id=number, lane=LANES[rule.lane], unbound=rule.unbound, prefix=prefix).pack()
+        for network in rule.networks():
+            key, prefix = rule_key(network, rule.protocol, rule.port)
+            hosts = same.setdefault(key, {})
+            if rule.host in hosts:
+                name = rule.to or rule.host
+                raise MalformedInput(f"rules: number {number} ({name}) repeats an earlier one; remove one of the two")
+            hosts[rule.host] = number, rule
+            prefixes[key] = prefix
+    entries = {key: value for key, hosts in same.items() if (value := _rule_value(hosts, prefixes[key])) is not None}
     return dict(sorted(entries.items(), key=lambda entry: -U32.unpack_from(entry[0])[0]))
 
 
-def rules_number(entries: Entries, program: bytes) -> int:
+def rule_key(network: IPv4Network | IPv6Network, protocol: str, port: int) -> tuple[bytes, int]:
+    """struct rule_key, and the network's prefix among IPv6's."""
+    v4 = isinstance(network, IPv4Network)
+    numbers = {"any": 0, "tcp": TCP, "udp": UDP, "icmp": ICMP if v4 else ICMPV6}
+    prefix = network.prefixlen + (96 if v4 else 0)
+    key = RuleKey(
+        prefixlen=RULE_HEAD_BITS + prefix,
+        family=network.version,
+        protocol=numbers[protocol],
+        port=port.to_bytes(2, "big"),
+        network=pack_address(network.network_address),
+    )
+    return key.pack(), prefix
+
+
+def _rule_value(hosts: Mapping[str, tuple[int, config.Rule]], prefix: int) -> bytes | None:
+    """struct rule of rules that differ by the host; None: only names, and none for a relay."""
+    relayed = [(number, rule) for number, rule in hosts.values() if rule.lane == "relay"]
+    if not relayed and "" not in hosts:
+        return None
+    number, rule = hosts.get("", relayed[0] if relayed else (0, None))
+    assert rule is not None
+    lane = Lane.RELAY if relayed else LANES[rule.lane]
+    unbound = any(one.unbound for _, one in relayed) if relayed else rule.unbound
+    return RuleValue(id=number, lane=lane, unbound=unbound, prefix=prefix).pack()
+
+
+def rules_number(entries: Entries, program: bytes, hosts: Sequence[str] = ()) -> int:
     """Names the content of map `rules` for flows that remember its answer: even, never 0, the same for the same.
 
-    `program`: what judges by them, as `meta` names it.
+    `program`: what judges by them, as `meta` names it; `hosts`: that rules name, whose addresses are learnt.
     """
-    content = sha256(program + b"".join(key + value for key, value in sorted(entries.items()))).digest()
+    parts = [program, *(key + value for key, value in sorted(entries.items())), *map(str.encode, hosts)]
+    content = sha256(b"".join(parts)).digest()
     return int.from_bytes(content[:4], "little") & ~1 or 2
 
 

@@ -12,7 +12,7 @@ import socket
 import struct
 from ipaddress import IPv6Address
 
-from appliance.wire.abi import SIDE_F_ACKED, SIDE_F_SEEN, Flow, FlowKey, SideState
+from appliance.wire.abi import SIDE_F_ACKED, SIDE_F_SEEN, Flow, FlowKey, Lane, SideState
 
 RST_ACK = 0x14
 TCP = 6
@@ -25,12 +25,16 @@ Packet = tuple[str, bytes]  # destination, and the packet from its IP header on
 
 
 def resets(key: FlowKey, flow: Flow) -> list[Packet]:
-    """What is to be sent to both ends of a TCP connection; nothing for other flows."""
+    """What is to be sent to both ends of a TCP connection; nothing for other flows.
+
+    The server of a relayed flow never heard of it: its other end is the relay, which looks at the leases itself.
+    """
     if key.protocol != TCP:
         return []
     client = key.source, key.source_port, flow.client
     server = key.destination, key.destination_port, flow.server
-    return [packet for ends in ((client, server), (server, client)) for packet in _to(*ends, v4=key.family == 4)]
+    both = ((client, server),) if flow.lane == Lane.RELAY else ((client, server), (server, client))
+    return [packet for ends in both for packet in _to(*ends, v4=key.family == 4)]
 
 
 End = tuple[bytes, int, SideState]

@@ -7,7 +7,8 @@ In this order, so that nothing unrecorded passes before the last step, and nothi
    journal takes no more, this is undone: nothing was removed.
 3. Journal `torn-down`, and keep since when nothing is recorded (`DATA/state/torn-down.json`), for the next start.
 4. Detach the recording program, and move the rest (refusals of the meantime): without its mark nothing passes.
-5. Remove the gate, the clsact qdiscs that nobody else uses, neighbour entries, pins, and the nftables table last.
+5. Remove the gate, the clsact qdiscs that nobody else uses, neighbour entries, the rules and routes that lead to
+   relays, pins, and the nftables table last.
 
 A teardown that died goes on where it was when it is repeated.
 """
@@ -26,7 +27,7 @@ from appliance import config, status
 from appliance.errors import DamagedEvidence, Refused, Unavailable
 from appliance.journal import JournalKey, Writer
 from appliance.log import configure
-from appliance.wire import abi, bpf, clock, filters, former, interlock, loader
+from appliance.wire import abi, bpf, clock, filters, former, interlock, loader, routing
 from appliance.wire.control import SOCKET, Client
 from appliance.wire.faults import Faults
 from appliance.wire.former import Former
@@ -120,11 +121,12 @@ class _Teardown:
         self._places = [place for place, entry in neighbours.permanent().items() if entry.ours]
         bpffs = settings.wire.bpffs
         self._pins = [folder for folder in (*former.folders(bpffs), bpffs) if folder.is_dir()]
+        self._steering = routing.present(netlink)
         self._table = interlock.present(settings.wire.table)
 
     @property
     def anything(self) -> bool:
-        return bool(self._filters or self._places or self._pins or self._table)
+        return bool(self._filters or self._places or self._pins or self._steering or self._table)
 
     def run(self, on: Sequence[str]) -> Removed:
         """`on`: the switches by which the kernel forwards all the same."""
@@ -152,6 +154,9 @@ class _Teardown:
         for index, address in self._places:
             done.things.append(f"neighbour entry of {address} on {self._links.get(index, index)}")
         self._neighbours.reconcile({})
+        if self._steering:
+            routing.remove(self._netlink)
+            done.things.append(f"rules and routes of table {routing.TABLE}")
         for folder in self._pins:
             (folder / "ring").unlink(missing_ok=True)  # before its name: see former.remove
             done.things.append(f"pins in {folder}")

@@ -175,7 +175,7 @@ def audit(settings: Settings, store: Store) -> Iterator[Store]:
 def caller(settings: Settings, store: Store, audit: Store, leases: Leases) -> Callable[..., TestClient]:
     """Makes clients that call from an address, with or without a token."""
     verifier = Verifier(settings.issuers, fetch=lambda issuer, url: KeySet([KEY]).as_dict(private=False))
-    authority = ca.load_or_create(settings.data, settings.node)
+    authority = ca.Current(settings.data, settings.node)
     app = create(Parts(settings, verifier, authority, store, audit, cast(Client, leases)))
 
     def make(bearer: str | None = None, address: str = "10.0.0.5") -> TestClient:

@@ -66,16 +66,16 @@ def is_over(sock: ssl.SSLSocket) -> bool:
 @pytest.fixture(scope="module")
 def served(settings: Settings, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder: Path = tmp_path_factory.mktemp("server")
-    authority = ca.load_or_create(folder, "gateway")
+    authority = ca.Current(folder, "gateway")
     parts = Parts(settings, Verifier(settings.issuers), authority, store, store, cast(Client, Leases()))
-    running = make(create(parts), *ca.api_certificate(authority, folder, ["127.0.0.1"]))
+    running = make(create(parts), *ca.api_certificate(authority(), folder, ["127.0.0.1"]))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listen(f"127.0.0.1:{port}")]})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "REQUEST_SECONDS", LIMIT)
         thread.start()
-        yield Served(port, ssl.create_default_context(cadata=authority.pem.decode()))
+        yield Served(port, ssl.create_default_context(cadata=authority().pem.decode()))
         running.should_exit = True
         thread.join(20)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from appliance.wire.abi import Record
 from appliance.wire.records import RING_HEADER
-from tests.bench import Figure, journals, storing
+from tests.bench import Figure, journals, relayed, storing
 
 TITLE = "journal to store: bulk and messages, on one core with the store; memory; ten times the backlog and the table"
 AMOUNTS = {"archive": 300 * 10**6, "bulk": 300 * 10**6, "postgres": 30_000, "http": 30_000}  # bytes; exchanges
@@ -109,12 +109,23 @@ def run(say: Callable[[str], None]) -> list[Figure]:
         rate = work(alone, kind) / alone["cpu_seconds"]
         name = "" if peer is None else "tshark, per CPU second"
         figures.append(Figure("e", f"{NAMES[kind]}; recorder alone, per CPU second", name, rate, peer, unit))
+        figures.append(relayed_alone(kind, amount, rate))
     figures += tenfold(say, rates, peaks, stores)
     figures.append(
         Figure("e", "recorder's peak memory, all of these", "", max(peaks), None, "MiB", f"figure < {MEMORY:.0f}")
     )
     figures.append(Figure("e", "store's peak memory, all of these", "", max(stores), None, "MiB"))
     return figures
+
+
+def relayed_alone(kind: str, amount: int, wire: float) -> Figure:
+    """The same traffic from a relay's journal: there is nothing to reassemble. `wire`: the rate of the wire's."""
+    with folder() as data:
+        relayed.write(data, kind, amount)
+        alone = storing.record(data, relayed.NAME, 0, "--nowhere")
+    rate = work(alone, kind) / alone["cpu_seconds"]
+    name = f"{NAMES[kind]}; relayed, recorder alone, per CPU second"
+    return Figure("e", name, "from the wire", rate, wire, UNITS[kind], "ratio >= 1.0")
 
 
 def tenfold(

@@ -76,7 +76,8 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`verdict`: forward (recorded, marked), refuse (marked to be answered), drop, or pass (to the stack, unmarked).
+    """`verdict`: forward (recorded, marked), refuse (marked to be answered), steer (marked, for a relay), drop, or pass
+    (to the stack, unmarked).
     `frame`: what the program made of it."""
 
     verdict: str
@@ -220,11 +221,13 @@ class Bench:
         refusal_interval: int = 10**9,
         ports: Sequence[int] = (),
         rules: int = 0,
+        proxies: Sequence[int] = (),
         **more: float,
     ) -> None:
         """What the wire process tells the program; `more`: of `config.Wire`, what is not left as it is."""
         changed = self.settings.model_copy(update={"refusal_interval": refusal_interval / 1e9} | more)
-        self.map("settings").update(bytes(4), loader.settings_value(changed, ports, stalled=bool(stalled), rules=rules))
+        value = loader.settings_value(changed, ports, stalled=bool(stalled), rules=rules, proxies=proxies)
+        self.map("settings").update(bytes(4), value)
 
     # ---- packet in
 
@@ -245,6 +248,7 @@ class Bench:
         verdicts = {
             (TC_ACT_OK, abi.MARK_RECORDED): "forward",
             (TC_ACT_OK, abi.MARK_REFUSED): "refuse",
+            (TC_ACT_OK, abi.MARK_STEERED): "steer",
             (TC_ACT_SHOT, 0): "drop",
             (TC_ACT_OK, 0): "pass",
         }

@@ -172,10 +172,9 @@ def _expired(bench: Bench) -> None:
     [
         (_no_rule, Reason.NO_RULE, 0),
         (_rule(abi.Lane.REFUSE), Reason.RULE, 0),
-        (_rule(abi.Lane.RELAY), Reason.RELAY, 0),
         (_expired, Reason.LEASE_EXPIRED, 5),
     ],
-    ids=["no rule", "refuse", "relay", "expired"],
+    ids=["no rule", "refuse", "expired"],
 )
 def test_refused_by_state(bench: Bench, state: Callable[[Bench], None], reason: Reason, lease: int) -> None:
     state(bench)

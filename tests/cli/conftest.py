@@ -1,5 +1,6 @@
 """A capture with one HTTP conversation, ingested into a data folder of its own by the real command."""
 
+import io
 import json
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 from scapy.utils import wrpcap
 
+from appliance import cli
+
 REQUEST = b"GET /customers HTTP/1.1\r\nHost: shop.example\r\nAuthorization: Bearer opensesame\r\n\r\n"
 BODY = bytes(range(256)) * 20
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
 
 Verbatim = Callable[..., subprocess.CompletedProcess[bytes]]
+InProcess = Callable[..., tuple[int, str]]
 
 
 def conversation() -> list[Packet]:
@@ -71,6 +75,20 @@ def verbatim(data: Path) -> Verbatim:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([sys.executable, "-m", "appliance", *arguments], capture_output=True, timeout=100)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    """Runs a verb here, with `given` as standard input, where many are tried: exit code and standard error."""
+
+    def call(*arguments: str, given: str = "") -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["verbatim", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    return call
 
 
 def objects(said: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:

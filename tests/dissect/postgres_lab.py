@@ -126,8 +126,9 @@ def available() -> bool:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
-    """A fresh cluster in a folder of its own (on a short path: its Unix socket is there too)."""
+def server(tls: tuple[Path, Path] | None = None) -> Iterator[Server]:
+    """A fresh cluster in a folder of its own (on a short path: its Unix socket is there too). `tls`: the files of its
+    certificate and its key, for connections that ask for it."""
     user = pwd.getpwnam("postgres")
     folder = Path(tempfile.mkdtemp(prefix="vb-postgres-", dir="/tmp"))
     os.chown(folder, user.pw_uid, user.pw_gid)
@@ -157,6 +158,14 @@ def server() -> Iterator[Server]:
     )
     options = ["-k", str(folder), "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
     options += ["-c", "TimeZone=UTC", "-c", "wal_level=logical", "-c", "autovacuum=off"]
+    for name, path in zip(("cert", "key"), tls or (), strict=False):
+        copied = folder / f"server.{name}"
+        copied.touch(0o600)
+        copied.write_bytes(path.read_bytes())
+        os.chown(copied, user.pw_uid, user.pw_gid)
+        options += ["-c", f"ssl_{name}_file={copied}"]
+    with (data / "postgresql.conf").open("a") as settings:  # there, so that it can be changed later
+        settings.write(f"ssl = {'on' if tls else 'off'}\n")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*as_postgres, BIN / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd=folder

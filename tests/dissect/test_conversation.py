@@ -175,6 +175,24 @@ def test_hand_overs_are_bounded() -> None:
     assert played.dissector.attrs["protocols"][-1] == "raw"
 
 
+def test_a_protocol_that_is_told_is_not_detected() -> None:
+    """Bytes that came before, and that another dissector would take, are the named one's."""
+    talk = Conversation()
+    assert talk.receive(C, b"G", START_NS) == []
+    assert [item.kind for item in talk.adopt("raw") if isinstance(item, Message)] == []
+    found = talk.receive(C, GET[1:], START_NS + 1) + talk.close(C, START_NS + 2)
+    assert [(item.text, item.start) for item in found if isinstance(item, Message)] == [(GET.decode(), 0)]
+    assert talk.protocol == "raw"
+
+
+def test_a_protocol_that_is_told_too_late_or_is_unknown_changes_nothing() -> None:
+    talk = Conversation()
+    assert talk.adopt("gopher") == []
+    talk.receive(C, GET, START_NS)
+    assert talk.adopt("raw") == []
+    assert talk.protocol == "http1"
+
+
 def test_http_tunnel_to_tls(client_hello: bytes) -> None:
     turns: list[Turn] = [
         (C, b"CONNECT a.example:443 HTTP/1.1\r\n\r\n"),
@@ -200,16 +218,16 @@ def test_attrs_that_were_given_do_not_change_later(client_hello: bytes) -> None:
         assert len({was for was, _ in given_before}) > 1
 
 
-def test_websocket_is_raw_for_now() -> None:
+def test_websocket_behind_an_upgrade() -> None:
     turns: list[Turn] = [
         (C, b"GET /c HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n\x81\x02hi"),
         (S, b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\n\x81\x07welcome"),
     ]
     played = assert_any_cut(Conversation, turns)
-    assert played.kinds() == ["request", "response", "data", "data"]
+    assert played.kinds() == ["request", "response", "text", "text"]
     assert played.bytes_of(played.messages[2]) == b"\x81\x02hi"
     assert played.messages[3].text == "welcome"
-    assert played.dissector.protocol == "http1"
+    assert played.dissector.attrs["protocols"] == ["http1", "websocket"]
 
 
 def test_gap_before_detection() -> None:

@@ -248,7 +248,7 @@ class TestSuccessor:
             assert (dissector.rest(C), dissector.rest(S)) == (early, b"server")
 
     @pytest.mark.parametrize(
-        ("field", "name"), [("websocket", "websocket"), ("h2c", "h2c"), ("TLS/1.2", "tls"), ("", "raw")]
+        ("field", "name"), [("websocket", "websocket"), ("h2c", "http2"), ("TLS/1.2", "tls"), ("", "raw")]
     )
     def test_upgrade(self, field: str, name: str) -> None:
         dissector = Http1()
@@ -478,7 +478,10 @@ class TestEvents:
         dissector.receive(S, self.HEAD, 2)
         first = b"data: one\n\ndata: two\n\n"
         out = dissector.receive(S, b"%x\r\n%b\r\n" % (len(first), first), 3)
-        assert [(m.kind, m.text) for m in out if isinstance(m, Message)] == [("event", "data: one\n\ndata: two")]
+        assert [(m.kind, m.text) for m in out if isinstance(m, Message)] == [
+            ("event", "data: one"),
+            ("event", "data: two"),
+        ]
 
     @pytest.mark.parametrize("split", [None, 1, 3, 10])
     def test_whole_stream(self, split: int | None) -> None:

@@ -14,7 +14,7 @@ from appliance.dissect.conversation import Conversation
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.postgres_client import MAX_REPEATED
 from appliance.dissect.postgres_half import MAX_MESSAGE, MAX_REDACTED
-from appliance.dissect.postgres_rows import MAX_ROWS, MAX_ROWS_BYTES
+from appliance.dissect.table import MAX_ROWS, MAX_ROWS_BYTES
 from appliance.model import Direction, Message
 from tests.dissect.harness import C, Gap, Played, S, Turn, assert_any_cut, assert_survives, assert_truncated, play
 from tests.dissect.postgres_bytes import (
@@ -177,6 +177,22 @@ def test_tls_goes_to_its_successor() -> None:
     assert played.dissector.rest(S) == answer
     conversation = play(Conversation, [(C, SSL), (S, b"S"), (C, hello)], close=False)
     assert conversation.dissector.attrs["protocols"] == ["postgres", "tls"]
+
+
+def test_tls_that_was_taken_off_on_the_way() -> None:
+    session = [(C, START), (S, LOGGED_IN), (C, query("SELECT 1")), (S, done("SELECT 1") + IDLE)]
+    played = assert_any_cut(Postgres, [(C, SSL), (S, b"S"), *session])
+    assert played.kinds()[:4] == ["negotiate", "negotiate", "startup", "authenticated"]
+    assert not played.dissector.opaque
+    assert only(played, "query").attrs["sql"] == "SELECT 1"
+    declined = assert_any_cut(Postgres, [(C, GSS), (S, b"N"), (C, SSL), (S, b"S"), *session])
+    assert only(declined, "startup").start == len(GSS + SSL)
+
+
+def test_the_beginning_of_tls_is_lost() -> None:
+    played = play(Postgres, [(C, SSL), (S, b"S"), (C, Gap(300)), (C, b"\x17\x03\x03"), (S, b"\x16\x03\x03")])
+    assert (played.dissector.successor, played.dissector.opaque) == (None, True)
+    assert played.kinds() == ["negotiate", "negotiate"]
 
 
 def test_a_client_that_does_not_wait_for_the_answer() -> None:

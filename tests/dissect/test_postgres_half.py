@@ -122,3 +122,11 @@ def test_behind_a_gap_messages_come_as_soon_as_they_are_there() -> None:
     assert [frame.cut for frame in one.typed()] == [True]
     one.feed(IDLE[3:], 0)
     assert [frame.kind for frame in one.typed()] == [0x5A]
+
+
+def test_where_nothing_is_known_bytes_have_the_time_they_came_at() -> None:
+    one = half()
+    one.mode = Mode.SEARCHING
+    one.feed(b"words" + done("SELECT 1") + IDLE, 7)
+    lost = one.typed()[0]
+    assert (lost.kind, lost.ts_ns) == (LOST, 7)

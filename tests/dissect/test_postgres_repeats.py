@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.postgres_client import MAX_BRIEF
 from appliance.dissect.postgres_columns import MAX_DESCRIBED
-from appliance.dissect.postgres_rows import MAX_BRIEF as MAX_BRIEF_COLUMNS
 from appliance.dissect.postgres_session import FREE_REPEATED, REPEATED_PER_BYTE, Repeats
+from appliance.dissect.table import MAX_BRIEF as MAX_BRIEF_COLUMNS
 from appliance.model import Message
 from tests.dissect.harness import C, Played, S, Turn, assert_any_cut, play
 from tests.dissect.postgres_bytes import (

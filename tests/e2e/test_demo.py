@@ -26,6 +26,7 @@ def test_demo(lab: Lab, appliance: Appliance) -> None:
         download=done.download[:-1] + bytes([done.download[-1] ^ 1]),
         echo=done.echo + b" ",
         program=done.program | {"select": done.program["select"][:-1]},
+        told=dict.fromkeys(done.told, "something else"),
         second_psql=done.second_psql.replace("1", "2"),
         refused={"too slow": 5.0},
     )

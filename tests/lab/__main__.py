@@ -10,6 +10,8 @@ from tests.lab import Lab, leftovers
 def up() -> None:
     began = time.monotonic()
     with Lab() as lab:
+        for kind in lab.kinds:
+            lab.need(kind)
         print(f"the lab {lab.prefix} is up after {time.monotonic() - began:.1f} s; Ctrl-C ends it")
         for host in (*lab.agents, lab.gateway, *(service.host for service in lab.services.values())):
             print(

@@ -7,7 +7,7 @@ with an auditor's token, or through the command line, as a person would.
 import json
 import ssl
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,7 @@ from appliance import status
 from tests.lab.lab import Lab
 from tests.lab.net import PYTHON, Done, Host
 from tests.lab.process import Process
-from tests.lab.services.base import DOMAIN
+from tests.lab.services.base import DOMAIN, Service
 from tests.lab.services.idp import AUDIENCE
 from tests.lab.wait import until
 
@@ -28,6 +28,8 @@ API_PORT = 8443
 START_SECONDS = 90.0
 DATAGRAM_IDLE = 3.0  # seconds after which a lookup counts as over
 PARTS = ("store", "wire", "record", "api")
+
+Rule = Mapping[str, Any]  # an entry of `rules` in the settings
 
 
 def literal(address: str) -> str:
@@ -71,22 +73,33 @@ def _is_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
-def settings(lab: Lab, data: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """Settings for the lab's gateway. `changes` are laid over them, section by section."""
+def relayed(lab: Lab, kind: type[Service], port: int, **relay: Any) -> list[Rule]:
+    """Rules that send what agents say to a port of a service through a relay; `relay` is the rules' `[rules.relay]`.
+
+    The server's certificate is verified with the lab's authority unless `relay` says otherwise.
+    """
+    how = {"ca": str(lab.pki.certificate)} | relay
+    return [_rule(address, port, "tcp", lane="relay", relay=how) for address in lab.addresses(kind)]
+
+
+def _rule(address: str, port: int, protocol: str, **more: Any) -> Rule:
+    return {"to": f"{address}/{128 if ':' in address else 32}", "port": port, "protocol": protocol, **more}
+
+
+def settings(
+    lab: Lab, data: Path, changes: Mapping[str, Mapping[str, Any]] | None = None, rules: Sequence[Rule] = ()
+) -> dict[str, Any]:
+    """Settings for the lab's gateway. `changes` are laid over them, section by section; `rules` replace those of the
+    same network, port and protocol, and come before the others."""
     facing = lab.gateway.nics[: len(lab.agents)]
     listen = [f"{literal(address)}:{API_PORT}" for nic in (*facing, *lab.extra_nics) for address in nic.addresses]
-    rules = [
-        {
-            "to": f"{address}/{128 if ':' in address else 32}",
-            "port": opening.port,
-            "protocol": opening.protocol,
-            "lane": "tap",
-            "unbound": opening.unbound,
-        }
-        for service in lab.services.values()
-        for opening in service.openings
-        for address in service.addresses
+    own = [
+        _rule(address, opening.port, opening.protocol, lane="tap", unbound=opening.unbound)
+        for kind in lab.kinds
+        for opening in kind.openings
+        for address in lab.addresses(kind)
     ]
+    taken = {_target(rule) for rule in rules}
     values: dict[str, Any] = {
         "data": str(data),
         "node": "lab-gateway",
@@ -101,22 +114,35 @@ def settings(lab: Lab, data: Path, changes: Mapping[str, Mapping[str, Any]] | No
         "record": {"snapshot": 1.0, "datagram_idle": DATAGRAM_IDLE},
         "api": {"listen": listen, "names": [f"gateway.{DOMAIN}"]},
         "issuers": [{"issuer": lab.idp.issuer, "audience": [AUDIENCE], "ca": str(lab.pki.certificate)}],
-        "rules": rules,
+        "rules": [*rules, *(rule for rule in own if _target(rule) not in taken)],
     }
     for section, more in (changes or {}).items():
         values[section] = {**values.get(section, {}), **more}
     return values
 
 
+def _target(rule: Rule) -> tuple[Any, ...]:
+    """What a rule is for."""
+    return rule.get("to"), rule.get("host"), rule.get("port", 0), rule.get("protocol", "any")
+
+
 class Appliance:
     """Context manager: `verbatim up` on the gateway of `lab`, with `data` as its folder."""
 
-    def __init__(self, lab: Lab, data: Path, changes: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        data: Path,
+        changes: Mapping[str, Mapping[str, Any]] | None = None,
+        rules: Sequence[Rule] = (),
+    ) -> None:
+        """`changes` and `rules`: see `settings`."""
         self.lab = lab
         self.data = data
         self.config = lab.folder / "verbatim.toml"
-        self.config.write_text("\n".join(toml(settings(lab, data, changes))) + "\n")
+        self.config.write_text("\n".join(toml(settings(lab, data, changes, rules))) + "\n")
         self.ca = lab.folder / "verbatim-ca.crt"  # as the agents fetched it
+        self.trust = lab.folder / "trust.crt"  # that, and the lab's authority
         self.fingerprint = ""  # SHA-256 of that certificate
         self._process: Process | None = None
         self._auditor = ""
@@ -144,6 +170,7 @@ class Appliance:
         if told["fingerprint_sha256"].replace(":", "").lower() != self.fingerprint:
             raise AssertionError("the certificate that the agents fetched is not the appliance's")
         self.ca.write_text(fetched.output)
+        self.trust.write_text(fetched.output + self.lab.pki.certificate.read_text())
 
     def wait(self) -> None:
         """Until /healthz is fine."""

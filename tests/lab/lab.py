@@ -4,6 +4,7 @@
                                               ├── gateway ── 2001:db8:100::/64 ── switch ── db, web, idp, dns
     agent2 ── 10.20.2.0/24, fd20:0:0:2::/64 ──┘
 
+Other servers have a name and a place in the rules from the beginning, and start when a test first asks for one.
 The agents' only route leads through the gateway, and so does the servers' route to the agents. Every name that
 exists outside of the namespaces carries a prefix of its own (`vb-…`), so that several labs can run beside each other.
 """
@@ -24,13 +25,31 @@ from typing import Any, Self, TypeVar
 from tests.lab import leftovers
 from tests.lab.net import Host, Nic, connect, ip, plug, route_by
 from tests.lab.pki import Pki
-from tests.lab.services import DOMAIN, SERVICES, Idp, Postgres, Service, Site, Web
+from tests.lab.services import (
+    DOMAIN,
+    ON_DEMAND,
+    SERVICES,
+    Grpc,
+    Idp,
+    Llm,
+    MariaDb,
+    Postgres,
+    Redis,
+    Service,
+    Site,
+    Ssh,
+    Tls,
+    TlsPostgres,
+    Web,
+    WebSocket,
+)
 from tests.lab.tokens import TokenClient
 
 AGENTS = 2
 AGENT = 10  # last part of an agent's addresses; the gateway's is 1 everywhere
 UPSTREAM_V4 = IPv4Network("198.51.100.0/24")  # RFC 5737
 UPSTREAM_V6 = IPv6Network("2001:db8:100::/64")  # RFC 3849
+UPSTREAM = UPSTREAM_V4, UPSTREAM_V6
 MANAGEMENT_V4 = IPv4Network("198.18.0.0/15")  # RFC 2544
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -54,8 +73,15 @@ def nic(name: str, networks: tuple[IPv4Network, IPv6Network], number: int) -> Ni
 class Lab:
     """Context manager. Everything is up and answers when it is entered, and gone when it is left."""
 
-    def __init__(self, services: Sequence[type[Service]] = SERVICES, *, manage: bool = False) -> None:
-        """`manage`: this machine's own shell reaches the gateway too, over a network of its own."""
+    def __init__(
+        self,
+        services: Sequence[type[Service]] = SERVICES,
+        *,
+        on_demand: Sequence[type[Service]] = ON_DEMAND,
+        manage: bool = False,
+    ) -> None:
+        """`on_demand`: started by `need`. `manage`: this machine's own shell reaches the gateway too, over a network
+        of its own."""
         self.prefix = f"vb-{secrets.token_hex(3)}"
         self.secrets: set[str] = set()  # tokens, passwords and the like that were used: never to be found at rest
         self.folder = Path()
@@ -64,7 +90,9 @@ class Lab:
         self.services: dict[str, Service] = {}
         self.extra_nics: list[Nic] = []  # of the gateway, besides those of agents and upstream
         self.pins = leftovers.BPFFS / self.prefix  # where the gateway's BPF objects are pinned
-        self._service_types = services
+        self.kinds: tuple[type[Service], ...] = (*services, *on_demand)
+        self._now = services
+        self._needing = threading.Lock()
         self._manage = manage
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -78,22 +106,66 @@ class Lab:
         """The gateway's NIC on an agent's network."""
         return self.gateway.nics[number - 1]
 
-    def _service(self, of: type[SomeService]) -> SomeService:
-        service = self.services[of.name]
+    def need(self, of: type[SomeService]) -> SomeService:
+        """A service that answers; started now if nobody has asked for it before. Raises when it has ended."""
+        with self._needing:
+            if of.name not in self.services:
+                if of not in self.kinds:
+                    raise KeyError(f"{of.name} is not a service of this lab; name it when the lab is made")
+                self._settle(of)
+                self._bring_up(self.services[of.name])
+            service = self.services[of.name]
+            service.check()
         assert isinstance(service, of)
         return service
 
     @property
     def db(self) -> Postgres:
-        return self._service(Postgres)
+        return self.need(Postgres)
 
     @property
     def web(self) -> Web:
-        return self._service(Web)
+        return self.need(Web)
 
     @property
     def idp(self) -> Idp:
-        return self._service(Idp)
+        return self.need(Idp)
+
+    @property
+    def tls_db(self) -> TlsPostgres:
+        return self.need(TlsPostgres)
+
+    @property
+    def mariadb(self) -> MariaDb:
+        return self.need(MariaDb)
+
+    @property
+    def redis(self) -> Redis:
+        return self.need(Redis)
+
+    @property
+    def ssh(self) -> Ssh:
+        return self.need(Ssh)
+
+    @property
+    def llm(self) -> Llm:
+        return self.need(Llm)
+
+    @property
+    def websocket(self) -> WebSocket:
+        return self.need(WebSocket)
+
+    @property
+    def grpc(self) -> Grpc:
+        return self.need(Grpc)
+
+    @property
+    def tls(self) -> Tls:
+        return self.need(Tls)
+
+    def addresses(self, kind: type[Service]) -> tuple[str, str]:
+        """IPv4 and IPv6 of a service, started or not."""
+        return nic("eth0", UPSTREAM, kind.number).addresses
 
     def tokens(self, agent: int = 1) -> TokenClient:
         """Tokens as this agent host gets them."""
@@ -157,9 +229,8 @@ class Lab:
         return host
 
     def _network(self) -> None:
-        upstream = UPSTREAM_V4, UPSTREAM_V6
-        switch = self._host("switch")
-        ip("link add switch type bridge mcast_snooping 0", "link set switch up", netns=switch.netns)
+        self._switch = self._host("switch")
+        ip("link add switch type bridge mcast_snooping 0", "link set switch up", netns=self._switch.netns)
         self.gateway = self._host("gateway")
         self.gateway.sysctl({"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1})
         for number in range(1, AGENTS + 1):
@@ -168,20 +239,22 @@ class Lab:
             connect(self.gateway, nic(f"agent{number}", networks, 1), agent, nic("eth0", networks, AGENT))
             route_by(agent, self.gateway.nics[-1])
             self.agents.append(agent)
-        self.upstream_nic = nic("upstream", upstream, 1)
-        connect(self.gateway, self.upstream_nic, switch, "gateway")
+        self.upstream_nic = nic("upstream", UPSTREAM, 1)
+        connect(self.gateway, self.upstream_nic, self._switch, "gateway")
         if self._manage:
             self._management_network()
-        site_folder = self.folder / "services"
-        site_folder.mkdir()
-        names: dict[str, tuple[str, str]] = {}
-        for kind in self._service_types:
-            host = self._host(kind.name)
-            connect(host, nic("eth0", upstream, kind.number), switch, kind.name)
-            route_by(host, self.upstream_nic)
-            names[f"{kind.name}.{DOMAIN}"] = host.nic.addresses
-            self.services[kind.name] = kind(Site(host, site_folder, self.pki, names, self.secrets))
+        (self.folder / "services").mkdir()
+        for kind in self._now:
+            self._settle(kind)
         self._names()
+
+    def _settle(self, kind: type[Service]) -> None:
+        """Give a service its host."""
+        host = self._host(kind.name)
+        connect(host, nic("eth0", UPSTREAM, kind.number), self._switch, kind.name)
+        route_by(host, self.upstream_nic)
+        names = {f"{other.name}.{DOMAIN}": self.addresses(other) for other in self.kinds}
+        self.services[kind.name] = kind(Site(host, self.folder / "services", self.pki, names, self.secrets))
 
     def _management_network(self) -> None:
         """A wire from this machine's own namespace to the gateway. Its network is drawn: several labs may be up."""
@@ -205,13 +278,13 @@ class Lab:
 
     def _start_services(self) -> None:
         with ThreadPoolExecutor(max_workers=max(1, len(self.services))) as pool:
-
-            def bring_up(service: Service) -> None:
-                service.start()
-                service.wait()
-
-            for started in [pool.submit(bring_up, service) for service in self.services.values()]:
+            for started in [pool.submit(self._bring_up, service) for service in self.services.values()]:
                 started.result()
+
+    @staticmethod
+    def _bring_up(service: Service) -> None:
+        service.start()
+        service.wait()
 
 
 def _in_main() -> bool:

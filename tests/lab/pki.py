@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DAY = timedelta(days=1)
+VALID = (-1, 7)
 
 
 def _name(common: str) -> x509.Name:
@@ -45,31 +46,45 @@ class Pki:
         self.certificate = folder / "ca.crt"
         self.certificate.write_bytes(ca.public_bytes(serialization.Encoding.PEM))
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: tuple[int, int] = VALID
+    ) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(self._now - DAY)
-            .not_valid_after(self._now + 7 * DAY)
+            .not_valid_before(self._now + days[0] * DAY)
+            .not_valid_after(self._now + days[1] * DAY)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
 
-    def issue(self, name: str, addresses: tuple[str, ...]) -> tuple[Path, Path]:
-        """Certificate and key files of the server `name`."""
+    def issue(
+        self,
+        name: str,
+        addresses: tuple[str, ...],
+        *,
+        file: str = "",
+        days: tuple[int, int] = VALID,
+        client: bool = False,
+    ) -> tuple[Path, Path]:
+        """Certificate and key files of the server `name`; or of a `client`, who has a name only.
+
+        `file`: what the files are called, if not as the server; `days`: valid from and to, counted from today.
+        """
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.DNSName(name), *(x509.IPAddress(ip_address(address)) for address in addresses)]
         leaf = (
-            self._builder(_name(name), key)
+            self._builder(_name(name), key, days)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        certificate, private = self._folder / f"{name}.crt", self._folder / f"{name}.key"
+        certificate, private = self._folder / f"{file or name}.crt", self._folder / f"{file or name}.key"
         certificate.write_bytes(leaf.public_bytes(serialization.Encoding.PEM))
         private.touch(0o600)
         private.write_bytes(

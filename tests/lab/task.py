@@ -7,11 +7,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.lab.appliance import Appliance
+from tests.lab.clients import Told, ask
 from tests.lab.net import Done, Host
 from tests.lab.process import Process
 from tests.lab.wait import until
 
 LOOK = 0.1  # seconds between two looks into the store
+# How programs are told which authorities to trust: OpenSSL's own, requests, curl, Node, gRPC, libpq.
+TRUST = (
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "NODE_EXTRA_CA_CERTS",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "PGSSLROOTCERT",
+)
 
 
 class Task:
@@ -76,9 +86,17 @@ class Task:
         return {"PGPASSWORD": self.appliance.lab.db.password, "PGCONNECT_TIMEOUT": "10"}
 
     def curl(self, *args: str, check: bool = True, input: str | bytes | None = None) -> Done:
-        """curl that trusts the lab's authority."""
-        trust = ["--cacert", str(self.appliance.lab.pki.certificate)]
+        """curl that trusts the appliance's authority and the lab's."""
+        trust = ["--cacert", str(self.appliance.trust)]
         return self.agent.run(["curl", "-sS", *trust, *args], check=check, input=input)
+
+    def client(self, name: str, **settings: Any) -> Told:
+        """What one of the programs in `tests/lab/clients/` says; it trusts both authorities unless `ca` is given."""
+        return ask(self.agent, name, {"ca": str(self.appliance.trust)} | settings, self.trust())
+
+    def trust(self) -> dict[str, str]:
+        """Environment by which programs trust the appliance's authority and the lab's."""
+        return dict.fromkeys(TRUST, str(self.appliance.trust))
 
     def start(self, args: Sequence[str | Path], **options: Any) -> Process:
         self._started.append(self.agent.popen(args, **options))

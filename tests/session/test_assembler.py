@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from appliance.journal import RING, Damage, Frame, FrameKind
 from appliance.model import Coverage, Direction, Ending, Identity, Row, SessionRow
-from appliance.wire.abi import SIDE_F_SYN, Flow, FlowEnd, Kind, Reason, SideState, pack_address
+from appliance.wire.abi import SIDE_F_SYN, Flow, FlowEnd, Kind, Lane, Reason, SideState, pack_address
 from appliance.wire.records import plain
 from tests.session.test_datagrams import ANSWER, QUERY, fragments
 from tests.session.test_state import decoded, encoded
@@ -64,8 +64,10 @@ def hello(peer: Peer, time: int = 0) -> list[bytes]:
     ]
 
 
-def flow_end(peer: Peer, end: int, client: SideState, server: SideState, time: int = 10 * MS) -> bytes:
-    flow = Flow(peer.flow, T0 + time, peer.lease, 1, 1, end, 0, client, server, reported=1)
+def flow_end(
+    peer: Peer, end: int, client: SideState, server: SideState, time: int = 10 * MS, lane: int = Lane.TAP
+) -> bytes:
+    flow = Flow(peer.flow, T0 + time, peer.lease, 1, lane, end, 0, client, server, reported=1)
     value = flow.pack()
     head = record(
         kind=Kind.FLOW_END, length=len(value), time=T0 + time, flow=peer.flow, lease=peer.lease,
@@ -232,6 +234,22 @@ def test_the_end_of_a_flow_that_nobody_saw_is_an_event() -> None:
     found = Recorded(feed(numbered(opened(), span(0, end))))
     assert [event.kind for event in found.events] == ["open", "flow-unknown"]
     assert found.events[1].attrs["packets"] == {"client": 9, "server": 0}
+
+
+@pytest.mark.parametrize("lease", [0, 0xAB])
+def test_the_end_of_a_flow_that_a_relay_had_is_an_event_of_its_own(lease: int) -> None:
+    """So that flows which the kernel steered to a relay, and no relay recorded, can be found."""
+    peer = replace(W, lease=lease)
+    client, server = SideState(packets=9, bytes=5), SideState(packets=8, bytes=7)
+    end = flow_end(peer, FlowEnd.FIN, client, server, lane=Lane.RELAY)
+    found = Recorded(feed(numbered(opened(), span(0, end))))
+    assert [event.kind for event in found.events] == ["open", "flow-relayed"]
+    assert found.events[1].attrs == {
+        "source": "10.0.0.2", "source_port": 40000, "destination": "10.0.1.3", "destination_port": 5432,
+        "transport": "tcp", "packets": {"client": 9, "server": 8}, "bytes": {"client": 5, "server": 7},
+        "kernel_flow": peer.flow, **({"lease_id": "00000000000000ab"} if lease else {}),
+    }  # fmt: skip
+    assert found.events[1].address == "10.0.0.2"
 
 
 def test_a_kernel_that_gave_a_live_flow_up_is_not_believed() -> None:

@@ -53,6 +53,18 @@ def test_what_is_not_settled_stays() -> None:
     assert out + finish(outlet) == [Chunk(0, b"user=a password=******;", 0, 0, ((16, 22),))]
 
 
+def test_what_is_hidden_is_known() -> None:
+    outlet = Outlet()
+    outlet.redact(5, 10)
+    outlet.redact(10, 12)
+    outlet.redact(20, 21)
+    assert outlet.hides(5, 12)
+    assert outlet.hides(7, 9)
+    assert not outlet.hides(4, 6)
+    assert not outlet.hides(11, 20)
+    assert not Outlet().hides(0, 1)
+
+
 def test_copies_wait_and_are_redacted_too() -> None:
     outlet = Outlet()
     push(outlet, (0, b"pw=secret;", 0), settled=0)

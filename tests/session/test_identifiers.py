@@ -1,4 +1,4 @@
-from appliance.session.identifiers import session_id
+from appliance.session.identifiers import relayed_id, session_id
 from tests.session.traffic import STREAM, T0
 
 
@@ -22,3 +22,11 @@ def test_pinned() -> None:
 
 def test_times_before_1970_count_as_1970() -> None:
     assert session_id(STREAM, 8, -5).int >> 80 == 0
+
+
+def test_flows_of_a_relay_have_ids_of_their_own() -> None:
+    """By number and time of the start; one that goes on with a flow is another, by its place."""
+    assert str(relayed_id(STREAM, 7, T0)) == "018bcfe5-6800-799b-9371-4a5ca31bd84a"
+    moments = {relayed_id(STREAM, flow, T0 + ns) for flow in range(1, 100) for ns in range(10)}
+    assert len(moments | {relayed_id(STREAM, 1, T0, position) for position in range(8, 808, 8)}) == 1090
+    assert relayed_id(STREAM, 2**64 - 1, 2**64 - 1).version == 7

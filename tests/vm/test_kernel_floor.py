@@ -10,14 +10,10 @@ from appliance.wire import bpf, loader, program
 from tests.vm.guest import MapShape, Program, Verdict, boot
 
 
-def _wire() -> Program:
+def _ours(name: str) -> Program:
     shapes = loader.map_shapes(config.Wire())
     maps = [MapShape(shape.kind, shape.key, shape.value, shape.entries, shape.flags) for shape in shapes.values()]
-    return Program(maps, program.compiled(program.source_folder()))
-
-
-def _gate() -> Program:
-    return Program([], program.compiled(program.source_folder(), name=program.GATE))
+    return Program(maps, program.compiled(program.source_folder(), name=name))
 
 
 def _from_a_later_kernel() -> Program:
@@ -39,7 +35,12 @@ def _unchecked() -> Program:
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Verdict]]:
-    programs = {"wire": _wire(), "gate": _gate(), "later": _from_a_later_kernel(), "unchecked": _unchecked()}
+    programs = {
+        "wire": _ours(program.WIRE),
+        "gate": _ours(program.GATE),
+        "later": _from_a_later_kernel(),
+        "unchecked": _unchecked(),
+    }
     folder: Path = tmp_path_factory.mktemp("guest")
     return boot(folder, programs)
 

@@ -29,6 +29,7 @@ STRUCTS: dict[str, type[abi.Packed]] = {
     "window": abi.Window,
     "held": abi.Held,
     "pressure": abi.Pressure,
+    "relay": abi.RelayValue,
     "settings": abi.SettingsValue,
 }
 ENUMS: dict[str, tuple[type[IntEnum], str]] = {
@@ -87,7 +88,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
 
 
 def test_every_struct_has_a_mirror() -> None:
-    assert set(_c_structs()) == {*STRUCTS, "flow", "tracked"}
+    assert set(_c_structs()) == {*STRUCTS, "flow", "tracked", "leg", "answer"}
 
 
 @pytest.mark.parametrize("name", STRUCTS)
@@ -130,6 +131,21 @@ def test_layout_of_flow(compiled: dict[str, int]) -> None:
     assert abi.Flow.unpack(b"xxx" + packed, 3) == flow
 
 
+def test_layout_of_leg(compiled: dict[str, int]) -> None:
+    head = ["start", "last", "id", "worker", "flags"]
+    assert _c_structs()["leg"] == [*head, "reserved", "sides"]
+    assert compiled["sizeof(struct leg)"] == abi.Leg.SIZE
+    assert compiled["offsetof(struct leg, sides)"] == abi.Leg.HEAD.size
+    numbers = iter(range(1, 200))
+    sides = [abi.SideState(*(next(numbers) for _ in fields(abi.SideState))) for _ in range(2)]
+    leg = abi.Leg(**{name: next(numbers) for name in head}, client=sides[0], server=sides[1])
+    packed = leg.pack()
+    for field in head:
+        at, size = compiled[f"offsetof(struct leg, {field})"], compiled[f"sizeof(((struct leg *)0)->{field})"]
+        assert int.from_bytes(packed[at : at + size], "little") == getattr(leg, field)
+    assert abi.Leg.unpack(b"xxx" + packed, 3) == leg
+
+
 @pytest.mark.parametrize("name", ENUMS)
 def test_values_of_enum(compiled: dict[str, int], name: str) -> None:
     mirror, prefix = ENUMS[name]
@@ -147,11 +163,15 @@ def test_every_enum_has_a_mirror() -> None:
 
 def test_values_of_constants(compiled: dict[str, int]) -> None:
     mirrored = {
-        name: getattr(abi, name) for name in _c_constants() if name.startswith(("RECORD_F_", "SIDE_F_", "MARK_"))
+        name: getattr(abi, name)
+        for name in _c_constants()
+        if name.startswith(("RECORD_F_", "SIDE_F_", "LEG_F_", "MARK_"))
     }
     assert mirrored
     assert mirrored == {name: compiled[name] for name in mirrored}
     assert compiled["WIRE_ABI"] == abi.ABI
+    assert compiled["RELAYS_MAX"] == abi.RELAYS_MAX
+    assert compiled["ANSWER_BYTES"] == abi.ANSWER_BYTES == compiled["sizeof(struct answer)"] - abi.Record.LAYOUT.size
     assert compiled["COUNTER_COUNT"] == abi.COUNTER_COUNT
     assert compiled["REASON_COUNT"] == max(abi.Reason) + 1 <= min(abi.Counter)
     assert compiled["MAP_COUNT"] == len(abi.MapIndex)

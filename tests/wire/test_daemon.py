@@ -17,7 +17,7 @@ import pytest
 
 from appliance.errors import Refused, Unavailable
 from appliance.identity.leases import LeaseHeld
-from appliance.journal import Cursor, Damage, FrameKind, JournalKey, Reader, release
+from appliance.journal import Cursor, Damage, FrameKind, JournalKey, Reader, release, spool
 from appliance.model import Identity
 from appliance.wire import bpf
 from appliance.wire.abi import Flow, FlowEnd, Kind, Reason, Side, unpack_address
@@ -406,6 +406,21 @@ def test_a_new_address_of_the_gateway_is_its_own(net: Net, wire: Wire) -> None:
     locals_ = bpf.Map(bpf.get(wire.bpffs / "locals") or -1)
     until("it is known", lambda: "10.91.1.99" in {unpack_address(key) for key, _ in locals_.items()})
     os.close(locals_.fd)
+
+
+def test_what_other_processes_left_for_the_journal_is_there_once(wire: Wire) -> None:
+    """Also what came while no wire process ran."""
+    wire.stop()
+    spool.leave(wire.data, "secret-set", "secret orders was set", time.time_ns(), name="orders", generation=1, uid=0)
+    wire.start()
+    until("the first is journaled", lambda: wire.events().count("secret-set") == 1)
+    spool.leave(wire.data, "ca-rotated", "the CA has a new key", time.time_ns(), uid=0)
+    until("the second is journaled", lambda: wire.events().count("ca-rotated") == 1)
+    until("both are removed", lambda: not spool.left(wire.data, 1))
+    assert wire.events().count("secret-set") == 1
+    said = [json.loads(frame.payload) for frame in wire.frames() if frame.kind is FrameKind.EVENT]
+    (note,) = [each for each in said if each["kind"] == "secret-set"]
+    assert (note["text"], note["name"], note["generation"]) == ("secret orders was set", "orders", 1)
 
 
 def test_clock_frames_stand_before_the_spans_they_explain(wire: Wire) -> None:

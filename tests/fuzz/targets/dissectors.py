@@ -12,11 +12,17 @@ from appliance.dissect.conversation import Conversation
 from appliance.dissect.dns import Dns
 from appliance.dissect.dns_tcp import DnsTcp
 from appliance.dissect.http1 import Http1
+from appliance.dissect.http2 import Http2
+from appliance.dissect.mysql import Mysql
+from appliance.dissect.mysql_frames import NAMES as MYSQL_COMMANDS
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.postgres_frames import CLIENT_TYPES, SERVER_TYPES
 from appliance.dissect.raw import Raw
 from appliance.dissect.tls import Tls
+from appliance.dissect.websocket import WebSocket
 from appliance.model import Direction
+from tests.dissect import http2_bytes as h2
+from tests.dissect import mysql_bytes
 from tests.dissect.handshakes import make_certificate, shake_hands
 from tests.dissect.harness import C, Factory, Gap, S
 from tests.fuzz import dialogue
@@ -78,6 +84,115 @@ POSTGRES_WORDS: Final = (
 DNS_WORDS: Final = (b"\xc0\x0c", b"\x00\x01\x00\x01", b"\x07example\x03org\x00", b"\x00\x00\x29\x10\x00", b"\x00\x40")
 
 
+HTTP2_WORDS: Final = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x00\x00\x00\x04\x00\x00\x00\x00\x00", b"\x01\x04\x00\x00\x00\x01",
+    b"\x01\x05\x00\x00\x00\x03", b"\x00\x00\x00\x00\x01\x00\x00\x00\x01", b"\x09\x04\x00\x00\x00\x01",
+    b"\x05\x04\x00\x00\x00\x01\x00\x00\x00\x02", b"\x00\x00\x04\x03\x00\x00\x00\x00\x01", b"\x82\x86\x84",
+    b"\x40\x0dauthorization", b"\x3f\xe1\x1f", b"\xbe", b"application/grpc", b"\x00\x00\x00\x00\x02\x08\x01",
+    b"\x07\x00\x00\x00\x00\x00",
+)  # fmt: skip
+WEBSOCKET_WORDS: Final = (
+    b"\x81\x05hello", b"\x81\x85\x11\x22\x33\x44", b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00", b"\x01\x03", b"\x80\x03",
+    b"\x88\x02\x03\xe8", b"\x89\x00", b"\x82\x7e\x01\x00", b"\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00",
+)  # fmt: skip
+
+
+def http2() -> Iterator[tuple[Turn, ...]]:
+    kinds = ("text/event-stream", "application/json", "application/grpc", "text/plain")
+    bodies = (b"data: one\n\ndata: two\n\n", b'{"access_token":"abc"}', b"\0\0\0\0\4\x0a\x02hi", b"hello")
+    for number, (kind, body) in enumerate(zip(kinds, bodies, strict=True)):
+        c, s = h2.Peer(huffman=bool(number & 1)), h2.Peer(huffman=not number & 1)
+        ask = c.headers(1, h2.post("/a", ("content-type", kind), ("authorization", "Bearer abc")), pieces=1 + number)
+        again = c.headers(3, [*h2.GET, ("authorization", "Bearer abc")], end=True)
+        answer = s.headers(1, [(":status", "200"), ("content-type", kind)]) + h2.data(1, body, pad=number - 1)
+        last = s.headers(1, [("grpc-status", "0")], end=True) + h2.reset(3, 8) + h2.goaway(3, 0)
+        pushed = s.push(3, 2, h2.GET)
+        yield (
+            (C, h2.opening(frame=20000) + ask + h2.data(1, body, end=True)),
+            (S, h2.settings(table=0) + answer),
+            (C, again),
+            (S, last + pushed),
+        )
+        yield ((C, h2.opening() + ask), (C, Gap(7)), (C, h2.data(1, body) + again), (S, answer), (S, Gap(3)), (S, last))
+
+
+def websocket() -> Iterator[tuple[Turn, ...]]:
+    hello = b"\x81\x85\x11\x22\x33\x44" + bytes(a ^ b for a, b in zip(b"hello", b"\x11\x22\x33\x44\x11", strict=True))
+    deflated = b"\xc1\x07\xf2\x48\xcd\xc9\xc9\x07\x00"
+    yield ((C, hello), (S, b"\x01\x03Hel\x89\x02hi\x80\x02lo"), (C, b"\x88\x80\0\0\0\0"), (S, b"\x88\x05\x03\xe8bye"))
+    yield (
+        (S, deflated * 2 + b"\xc1\x05\xf2\x00\x11\x00\x00"),
+        (C, Gap(3)),
+        (C, hello * 3),
+        (S, Gap(9)),
+        (S, deflated * 3),
+    )
+
+
+MYSQL_WORDS: Final = (
+    *(b"\x05\x00\x00\x00" + bytes([kind]) for kind in sorted(MYSQL_COMMANDS)),
+    b"\x07\x00\x00\x01\x00\x00\x00\x02\x00\x00\x00", b"\x05\x00\x00\x03\xfe\x00\x00\x02\x00", b"\x00\x00\x00\x02",
+    b"\x05\x00\x00\x03\xfe\x00\x00\x0a\x00", b"\x03\x00\x00\x01\xff\x28\x04", b"\x01\x00\x00\x01\x01",
+    b"\x02\x00\x00\x01\xfbf", b"\xff\xff\xff\x00", b"caching_sha2_password\x00", b"\x02\x00\x00\x02\x01\x04",
+    b"\x0c\x3f\x00",
+)  # fmt: skip
+
+
+def mysql() -> Iterator[tuple[Turn, ...]]:
+    yield tuple(mysql_bytes.DIALOGUE)
+    made, row, eof = mysql_bytes.packet, mysql_bytes.row, mysql_bytes.eof
+    modern = mysql_bytes.MODERN_BEGINNING
+    kinds = [
+        mysql_bytes.column(f"c{kind}", kind, charset=63, flags=32)
+        for kind in (1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13, 16, 246, 252)
+    ]
+    values = (
+        b"\1\2\0\3\0\0\0"
+        + bytes(12)
+        + b"\4\xea\7\1\2"
+        + bytes(12)
+        + b"\0\x08"
+        + bytes(8)
+        + b"\0\xea\7\1\1\3"
+        + b"1.5\1x"
+    )
+    binary = mysql_bytes.answer(bytes([len(kinds)]), *kinds, eof(), mysql_bytes.binary_row(bytes(3), values), eof())
+    yield (
+        *modern,
+        (C, mysql_bytes.execute(1)),
+        (S, binary),
+        (C, mysql_bytes.query("x")),
+        (S, mysql_bytes.table(row("1"))),
+    )
+    many = mysql_bytes.table(*[row(str(number)) for number in range(40)], status=10)
+    yield (
+        *modern,
+        (C, mysql_bytes.query("a")),
+        (S, many),
+        (S, Gap(9)),
+        (S, many),
+        (C, Gap(3)),
+        (C, mysql_bytes.query("b")),
+    )
+    bulk = mysql_bytes.command(0xFA, b"\1\0\0\0\x80\0\x08\0" + b"\0" + bytes(8) + b"\1")
+    yield (
+        *mysql_bytes.BEGINNING,
+        *mysql_bytes.DIALOGUE[5:7],
+        (C, bulk),
+        (C, mysql_bytes.command(0x18, b"\1\0\0\0\0\0long")),
+    )
+    yield (
+        (S, mysql_bytes.greeting()),
+        (C, mysql_bytes.ssl_request() + mysql_bytes.response(number=2)),
+        (S, made(3, b"\1\4")),
+    )
+    yield (
+        *modern,
+        (C, mysql_bytes.command(0x12, bytes(10) + b"log.1")),
+        (S, made(1, b"\0event") + made(2, b"\0more") + made(3, eof())),
+    )
+
+
 def tls() -> Iterator[tuple[Turn, ...]]:
     with tempfile.TemporaryDirectory() as folder:
         certificate = make_certificate(Path(folder) / "both.pem")
@@ -109,8 +224,10 @@ def echo() -> Iterator[tuple[Turn, ...]]:
 
 def mixed() -> Iterator[tuple[Turn, ...]]:
     yield from HTTP
+    yield from http2()
     yield from tls()
     yield from postgres()
+    yield from mysql()
     yield from dns(stream=True)
     for turns in tls():
         yield ((C, b"\x00\x00\x00\x08\x04\xd2\x16\x2f"), (S, b"S"), *turns)
@@ -135,11 +252,16 @@ def _target(
 
 
 TARGETS: Final = {
-    "conversation": _target(Conversation, mixed, HTTP_WORDS + TLS_WORDS + POSTGRES_WORDS, hints=True, size=8192),
+    "conversation": _target(
+        Conversation, mixed, HTTP_WORDS + HTTP2_WORDS + TLS_WORDS + POSTGRES_WORDS, hints=True, size=8192
+    ),
     "datagrams": _target(lambda: Conversation("udp"), lambda: dns(stream=False), DNS_WORDS, datagrams=True),
     "icmp": _target(lambda: Conversation("icmp"), echo, (b"\x08\x00", b"\x80\x00"), datagrams=True, size=1024),
     "tls": _target(Tls, tls, TLS_WORDS),
     "http1": _target(Http1, lambda: HTTP, HTTP_WORDS),
+    "http2": _target(Http2, http2, HTTP2_WORDS),
+    "websocket": _target(WebSocket, websocket, WEBSOCKET_WORDS, size=2048),
+    "mysql": _target(Mysql, mysql, MYSQL_WORDS, hints=True),
     "postgres": _target(Postgres, postgres, POSTGRES_WORDS, hints=True),
     "dns_tcp": _target(DnsTcp, lambda: dns(stream=True), DNS_WORDS, size=1024),
     "dns_udp": _target(Dns, lambda: dns(stream=False), DNS_WORDS, datagrams=True, size=1024),

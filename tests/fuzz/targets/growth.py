@@ -15,16 +15,19 @@ from appliance.dissect import Output
 from appliance.dissect.conversation import Conversation
 from appliance.dissect.dns_tcp import DnsTcp
 from appliance.dissect.http1 import Http1
+from appliance.dissect.http2 import Http2
+from appliance.dissect.mysql import Mysql
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.raw import Raw
 from appliance.dissect.tls import Tls
+from appliance.dissect.websocket import WebSocket
 from appliance.model import Direction, Message
 from tests.dissect.harness import START_NS, Factory, Gap
 from tests.fuzz import dialogue
 from tests.fuzz.targets import Target
 from tests.fuzz.targets import dissectors as others
 
-FACTORIES: Final[tuple[Factory, ...]] = (Conversation, Tls, Http1, Postgres, DnsTcp, Raw)
+FACTORIES: Final[tuple[Factory, ...]] = (Conversation, Tls, Http1, Postgres, DnsTcp, Raw, Http2, WebSocket, Mysql)
 SIZES: Final = (1, 5, 64, 1448)  # bytes of a piece
 PIECES: Final = 1536
 MAX_BYTES: Final = 1 << 18
@@ -93,7 +96,7 @@ def check(data: bytes) -> None:
 def seeds() -> list[bytes]:
     """Each factory with the other targets' conversations, and with units that look like a beginning without end."""
     found = []
-    names = ("conversation", "tls", "http1", "postgres", "dns_tcp", "raw")
+    names = ("conversation", "tls", "http1", "postgres", "dns_tcp", "raw", "http2", "websocket", "mysql")
     for number, name in enumerate(names):
         for place, seed in enumerate(others.TARGETS[name].seeds()):
             found.append(bytes([number, place % len(SIZES)]) + seed[2:1024])
@@ -116,4 +119,8 @@ def seeds() -> list[bytes]:
     return found
 
 
-TARGETS: Final = {"growth": Target(check, seeds, others.HTTP_WORDS + others.POSTGRES_WORDS + others.TLS_WORDS, 2048)}
+TARGETS: Final = {
+    "growth": Target(
+        check, seeds, others.HTTP_WORDS + others.HTTP2_WORDS + others.POSTGRES_WORDS + others.TLS_WORDS, 2048
+    )
+}

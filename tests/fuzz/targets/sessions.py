@@ -238,7 +238,7 @@ def check(data: bytes) -> None:
     Recorded(alone)
     for table, part in store.by_table(alone).items():
         store.encode(table, part)
-    _ranges(alone)
+    ranges(alone)
 
 
 def _plain(rows: Sequence[Row]) -> list[Row]:
@@ -258,7 +258,7 @@ def _plain(rows: Sequence[Row]) -> list[Row]:
     return plain
 
 
-def _ranges(rows: Sequence[Row]) -> None:
+def ranges(rows: Sequence[Row]) -> None:
     ends: dict[tuple[UUID, Direction | None], int] = {}
     stored: dict[tuple[UUID, Direction], dict[int, int]] = {}
     for row in rows:

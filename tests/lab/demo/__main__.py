@@ -27,6 +27,7 @@ from rich.text import Text
 
 from tests.lab.appliance import API_PORT, Appliance, literal
 from tests.lab.demo import show, verify
+from tests.lab.demo.steps import STEPS
 from tests.lab.demo.verify import Check, Recorded
 from tests.lab.demo.work import RUN, Work, work
 from tests.lab.lab import Lab
@@ -84,6 +85,9 @@ def show_all(lab: Lab, appliance: Appliance, recorded: Recorded) -> list[Check]:
     show.database(console, recorded)
     show.heading(console, "Which HTTP calls")
     show.web(console, recorded)
+    for further in STEPS:
+        show.heading(console, f"In the words of {further.protocol}")
+        show.step(console, recorded, further.protocol)
     show.heading(console, "What was refused")
     show.refusals(console, recorded)
 

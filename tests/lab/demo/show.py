@@ -104,6 +104,16 @@ def web(console: Console, recorded: Recorded) -> None:
     console.print(shown)
 
 
+def step(console: Console, recorded: Recorded, protocol: str) -> None:
+    """What both sides said, in the words of the protocol."""
+    for session in recorded.of(protocol):
+        console.print(safe(f"{who(session['identity'])} at {session['server']['address']}", "bold"))
+        for message in recorded.messages[session["session_id"]]:
+            ours = message["direction"] == "client"
+            arrow = Text("  → " if ours else "  ← ", style="cyan" if ours else "green")
+            console.print(arrow.append_text(safe(message["text"] or message["kind"], "" if ours else "dim")))
+
+
 def refusals(console: Console, recorded: Recorded) -> None:
     for event in reversed(recorded.refusals):
         console.print(Text("  ✋ ", style="yellow").append_text(safe(event["text"])))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.lab.appliance import Appliance
+from tests.lab.demo.steps import STEPS, Step
 from tests.lab.demo.work import REPORT, RUN, SECOND_RUN, Work
 from tests.lab.lab import Lab
 from tests.lab.wait import NeverHappened, until
@@ -48,6 +49,7 @@ def read_back(appliance: Appliance, work: Work) -> Recorded:
         sessions = [s for run in (RUN, SECOND_RUN) for s in appliance.sessions(run_id=run)]
         count = {name: sum(s["protocol"] == name for s in sessions) for name in ("postgres", "http1", "tls", "dns")}
         enough = count["postgres"] >= 3 and count["http1"] >= 3 and count["tls"] >= 1 and count["dns"] >= 1
+        enough = enough and {step.protocol for step in STEPS} <= {str(s["protocol"]) for s in sessions}
         enough = enough and all(s["ending"] != "open" for s in sessions)
         return sorted(sessions, key=lambda s: str(s["started"])) if enough and _refusals(appliance, work) else None
 
@@ -185,6 +187,9 @@ def _comparisons(lab: Lab, appliance: Appliance, work: Work, recorded: Recorded)
 
     yield "the report that curl sent", echo
 
+    for step in STEPS:
+        yield step.what, _compared(recorded, step, work)
+
     def opaque() -> tuple[bool, str]:
         session = _only(recorded.of("tls"))
         good = session["coverage"] == "opaque" and session["attrs"].get("sni") == lab.web.fqdn
@@ -205,6 +210,14 @@ def _comparisons(lab: Lab, appliance: Appliance, work: Work, recorded: Recorded)
         return slowest < 2.0, f"{told}; the slowest client knew after {slowest:.2f} s"
 
     yield "what was refused is recorded, and failed at once", refusals
+
+
+def _compared(recorded: Recorded, step: Step, work: Work) -> Compare:
+    def compare() -> tuple[bool, str]:
+        session = _only(recorded.of(step.protocol))
+        return step.compare(recorded.messages[session["session_id"]], work.told[step.what])
+
+    return compare
 
 
 def _runs(recorded: Recorded, run: str) -> list[dict[str, Any]]:

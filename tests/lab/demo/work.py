@@ -3,11 +3,11 @@
 import json
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.lab.appliance import Appliance, literal
+from tests.lab.demo.steps import STEPS, Say
 from tests.lab.lab import Lab
 from tests.lab.net import PYTHON
 from tests.lab.task import Task
@@ -24,8 +24,6 @@ SELECT card_number FROM customers;
 SECOND_SQL = "SELECT count(*) AS unpaid FROM orders WHERE NOT paid;"
 REPORT = {"report": "quarterly", "author": "agent-one", "total": 1234.5, "remark": "done ✓"}
 REFUSED_SECONDS = 2.0
-
-Say = Callable[[str, str], None]  # whose shell, and the command line
 
 
 @dataclass
@@ -44,6 +42,7 @@ class Work:
     page: bytes = b""
     program: dict[str, Any] = field(default_factory=dict)
     second_psql: str = ""
+    told: dict[str, str] = field(default_factory=dict)  # what the client of each step printed
     refused: dict[str, float] = field(default_factory=dict)  # what was tried → seconds until it failed
 
 
@@ -59,6 +58,7 @@ def work(lab: Lab, appliance: Appliance, say: Say) -> Work:
     with Task(appliance, 1, token, RUN) as first:
         done = Work(first, first, token, token, refused=refused)
         _first(done, lab, say)
+        done.told = {step.what: step.work(first, lab, say) for step in STEPS}
         say(
             "agent2", "curl https://idp.lab.test/token -d grant_type=…token-exchange …   # acts for agent-one for alice"
         )

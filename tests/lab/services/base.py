@@ -1,9 +1,10 @@
 """What a server of the lab is: a program on an upstream host of its own.
 
-A new one is a subclass in a file of this package, added to `SERVICES` in `__init__.py`: it gets a host, names in DNS,
-a place in the rules of the appliance, and is started and stopped with the lab.
+A new one is a subclass in a file of this package, added to `SERVICES` or `ON_DEMAND` in `__init__.py`: it gets a host,
+names in DNS, a place in the rules of the appliance, and is started with the lab or when it is first asked for.
 """
 
+import shutil
 import signal
 import socket
 from abc import ABC, abstractmethod
@@ -18,6 +19,7 @@ from tests.lab.process import Process
 from tests.lab.wait import until
 
 DOMAIN = "lab.test"
+START_SECONDS = 60.0  # a database that makes its files on a busy machine
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,23 @@ class Service(ABC):
         """Until it is ready; raises with the program's output when it ends before."""
 
         def look() -> bool:
-            for process in self.processes:
-                process.check()
+            self.check()
             return self.ready()
 
-        until(look, f"{self.fqdn} is ready")
+        until(look, f"{self.fqdn} is ready", START_SECONDS)
+
+    def check(self) -> None:
+        """Raise, with a program's output, if it is not running any more."""
+        for process in self.processes:
+            process.check()
+
+    def certificate(self, user: str = "root") -> tuple[Path, Path]:
+        """The server's certificate and key, signed by the lab's authority; the key is readable by `user` only."""
+        made = self.site.pki.issue(self.fqdn, self.addresses)
+        certificate, key = (Path(shutil.copy(path, self.folder)) for path in made)
+        shutil.chown(key, user)
+        key.chmod(0o600)
+        return certificate, key
 
     def stop(self) -> None:
         for process in reversed(self.processes):

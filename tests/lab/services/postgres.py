@@ -1,6 +1,7 @@
-"""PostgreSQL 15 with a small shop in it: customers and orders. No TLS.
+"""PostgreSQL 15 with a small shop in it: customers and orders; one server without TLS, and one with it.
 
-The user `shop` logs in by SCRAM-SHA-256; the user `legacy` by a password in clear text, as old programs still do.
+The user `shop` logs in by SCRAM-SHA-256, the user `older` by MD5, and the user `legacy` by a password in clear text, as
+old programs still do. All three may read and write the shop.
 """
 
 import secrets
@@ -12,6 +13,7 @@ from tests.lab.services.base import Opening, Service
 
 BIN = Path("/usr/lib/postgresql/15/bin")
 USER = "shop"
+OLDER = "older"
 LEGACY = "legacy"
 DATABASE = "shop"
 
@@ -47,9 +49,10 @@ class Postgres(Service):
     stop_signal: ClassVar[signal.Signals] = signal.SIGINT  # "fast": does not wait for clients that were cut off
 
     user: ClassVar[str] = USER
+    older: ClassVar[str] = OLDER
     legacy: ClassVar[str] = LEGACY
     database: ClassVar[str] = DATABASE
-    password: str  # of both users
+    password: str  # of all users
 
     def start(self) -> None:
         self.password = secrets.token_urlsafe(18)
@@ -74,7 +77,8 @@ class Postgres(Service):
         )
         hba = ["local all postgres peer"]
         for network in ("0.0.0.0/0", "::0/0"):
-            hba += [f"host all {LEGACY} {network} password", f"host all all {network} scram-sha-256"]
+            hba += [f"host all {LEGACY} {network} password", f"host all {OLDER} {network} md5"]
+            hba += [f"host all all {network} scram-sha-256"]
         (data / "pg_hba.conf").write_text("\n".join(hba) + "\n")
         settings = {
             "listen_addresses": ",".join(self.addresses),
@@ -85,18 +89,22 @@ class Postgres(Service):
             "autovacuum": "off",
             "max_connections": "60",
             "TimeZone": "UTC",
-        }
+        } | self.more_settings()
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self.processes.append(self.host.popen([BIN / "postgres", "-D", data, *options], user="postgres"))
+
+    def more_settings(self) -> dict[str, str]:
+        return {}
 
     def ready(self) -> bool:
         probe = ["psql", "-X", "-h", str(self.folder), "-d", "postgres", "-Atqc", "SELECT 1"]
         if self.host.run(probe, user="postgres", check=False).code:
             return False
         if DATABASE not in self.superuser("postgres", "SELECT datname FROM pg_database"):
-            for role in (USER, LEGACY):
-                self.superuser("postgres", f"CREATE ROLE {role} LOGIN PASSWORD '{self.password}'")
-            self.superuser("postgres", f"CREATE DATABASE {DATABASE} OWNER {USER}")
+            for role, kept in ((USER, "scram-sha-256"), (LEGACY, "scram-sha-256"), (OLDER, "md5")):
+                create = f"CREATE ROLE {role} LOGIN PASSWORD '{self.password}'"
+                self.superuser("postgres", f"SET password_encryption = '{kept}'; {create}")
+            self.superuser("postgres", f"GRANT {USER} TO {LEGACY}, {OLDER}; CREATE DATABASE {DATABASE} OWNER {USER}")
             self.superuser(DATABASE, f"SET ROLE {USER};{SCHEMA}")
         return self.listening(5432)
 
@@ -104,3 +112,14 @@ class Postgres(Service):
         """Run SQL as the superuser on the server's own host, not over the network; what psql printed."""
         command = ["psql", "-X", "-h", str(self.folder), "-d", database, "-v", "ON_ERROR_STOP=1", "-Atq"]
         return self.host.run(command, input=sql, user="postgres").output
+
+
+class TlsPostgres(Postgres):
+    """The same with TLS, for those who ask for it. A server of its own: clients ask wherever TLS is offered."""
+
+    name: ClassVar[str] = "tlsdb"
+    number: ClassVar[int] = 13
+
+    def more_settings(self) -> dict[str, str]:
+        certificate, key = self.certificate("postgres")
+        return {"ssl": "on", "ssl_cert_file": str(certificate), "ssl_key_file": str(key)}

@@ -1,4 +1,5 @@
-"""nginx on ports 80 and 443: files, JSON, gzip, and a small application behind it (see `app.py`)."""
+"""nginx on ports 80, 443 (HTTP/2 by ALPN) and 8080 (HTTP/2 in clear text, by prior knowledge): files, JSON, gzip, and a
+small application behind it (see `app.py`)."""
 
 import gzip
 import hashlib
@@ -37,6 +38,8 @@ http {{
     server {{
         listen {v4}:80;
         listen [{v6}]:80;
+        listen {v4}:8080 http2;
+        listen [{v6}]:8080 http2;
         listen {v4}:443 ssl http2;
         listen [{v6}]:443 ssl http2;
         server_name {name};
@@ -84,7 +87,7 @@ class Web(Service):
         self.processes.append(self.host.popen(["nginx", "-p", self.folder, "-c", config, "-e", "stderr"]))
 
     def ready(self) -> bool:
-        return self.listening(80, 443) and self.host.call(self._app_listens)
+        return self.listening(80, 443, 8080) and self.host.call(self._app_listens)
 
     def _app_listens(self) -> bool:
         try:

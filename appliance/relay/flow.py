@@ -1,0 +1,302 @@
+"""One relayed flow: its legs, its place on record, its end.
+
+    opening ──► splice | mediation ──► ended
+       └───────────── failed ────────────┘
+
+What the agent's leg says is recorded before anything is done with it. The flow is over when both directions have ended
+and everything was sent, when a leg fails, or when it is told to `fail`; then the last record tells what the sockets and
+the kernel counted on both legs.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import structlog
+
+from appliance.config import RelayRule
+from appliance.dissect.tls_hello import ClientHello
+from appliance.errors import VerbatimError
+from appliance.identity.credential import Kind
+from appliance.identity.leases import identity_to_json
+from appliance.journal.relayed import RelayedKind
+from appliance.model import Direction, Ending, Identity
+from appliance.relay import dial
+from appliance.relay.failure import Failure
+from appliance.relay.leg import Leg
+from appliance.relay.route import Match
+from appliance.relay.surroundings import Surroundings
+from appliance.relay.tls import agreed, offered, read_hello
+
+LINGER: Final = 5.0  # seconds for the last words of a flow that failed to be taken
+PLAIN: Final = RelayRule()
+NUMBER: Final = {Direction.CLIENT: 0, Direction.SERVER: 1}
+
+log = structlog.get_logger()
+
+
+class Flow:
+    """`client` and `server`: address and port of the agent and of what it wanted to reach. `proxied`: that is the
+    explicit proxy. `gone` is called when everything is over."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        agent: Leg,
+        client: tuple[str, int],
+        server: tuple[str, int],
+        gone: Callable[["Flow"], None],
+        *,
+        proxied: bool = False,
+    ) -> None:
+        self.around = around
+        self.agent = agent
+        self.upstream: Leg | None = None
+        self.client = client
+        self.server = server
+        self.proxied = proxied
+        self.trace = around.recording.trace()
+        self.identity: Identity | None = None
+        self.lease = ""
+        self.match: Match | None = None
+        self.touched = around.second  # when bytes last moved
+        self.deadline = 0.0  # by when log-in must be done; 0: there is none
+        self.owner = client[0]  # whose connection it counts as
+        self.ended = [False, False]  # directions whose end is on record
+        self.over = False
+        self.alive = True  # False: sockets are closed
+        self.stop: Callable[[str, str], None] = self.fail  # how to end it for a reason from outside
+        self._gone = gone
+        self._dialled: tuple[str, int] = ("", 0)
+        self._local: tuple[str, int] = ("", 0)
+        self._session: tuple[ssl.SSLContext, str, int, str] | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        agent.broken = lambda: self._broke("agent")
+
+    @property
+    def rule(self) -> RelayRule:
+        """How the flow's rule has it treated."""
+        return PLAIN if self.match is None else self.match.rule.relay
+
+    # -- on record -------------------------------------------------------------------------------------------------
+
+    def begin(self, rule: int, lease: str, start: int) -> None:
+        """The first record."""
+        said = {
+            "node": self.around.settings.node,
+            "client_address": self.client[0],
+            "client_port": self.client[1],
+            "server_address": self.server[0],
+            "server_port": self.server[1],
+            "rule": rule,
+            "identity": None if self.identity is None else identity_to_json(self.identity) | {"method": "lease"},
+            "lease_id": lease,
+            "kernel_flow": start,
+        }
+        self.lease = lease
+        self.around.recording.say(self.trace, RelayedKind.OPEN, said)
+
+    def note(
+        self,
+        kind: str,
+        text: str,
+        attrs: Mapping[str, Any] | None = None,
+        direction: Direction | None = None,
+        start: int = 0,
+        end: int = 0,
+    ) -> None:
+        """Put something on record; `start` and `end` count from here in `direction`'s stream."""
+        said: dict[str, Any] = {"kind": kind, "text": text, "attrs": dict(attrs or {})}
+        number = 0 if direction is None else NUMBER[direction]
+        if direction is not None:
+            here = self.trace.offsets[number]
+            said |= {"start": here + start, "end": here + end}
+        self.around.recording.say(self.trace, RelayedKind.NOTE, said, number)
+
+    def end_of(self, direction: Direction) -> None:
+        """This direction ended by itself."""
+        number = NUMBER[direction]
+        if not self.ended[number]:
+            self.ended[number] = True
+            self.around.recording.say(self.trace, RelayedKind.EOF, {}, number, self.trace.offsets[number])
+
+    def identified(self, identity: Identity) -> None:
+        self.identity = identity
+        self.note("identified", f"an access token of {identity.subject}", {"identity": identity_to_json(identity)})
+
+    # -- the server's leg ------------------------------------------------------------------------------------------
+
+    async def dial(self, address: str, port: int, rule: RelayRule) -> Leg:
+        """Connect to the server. Raises `Failure`."""
+        around = self.around
+        source = self.client[0] if rule.source == "agent" else ""
+        leg = await dial.connect(
+            around.loop, address, port, source, around.kernel, around.settings.relay.handshake_timeout
+        )
+        leg.broken = lambda: self._broke("server")
+        self.upstream, self._dialled = leg, (address, port)
+        name = leg.sock.getsockname()
+        self._local = (str(name[0]), int(name[1]))
+        return leg
+
+    async def secure_upstream(self, rule: RelayRule, name: str, alpn: tuple[str, ...]) -> ssl.SSLObject:
+        """TLS to the server; its certificate is verified for `name`, or its address. Raises `Failure`."""
+        leg, around = self.upstream, self.around
+        assert leg is not None
+        client = None
+        if rule.client_certificate:
+            try:
+                client = around.secret(rule.client_certificate, Kind.TLS_CLIENT)
+            except VerbatimError as error:
+                raise Failure("certificate", str(error)) from error
+        context = around.server_tls.context(rule, alpn, client)
+        address, port = self._dialled
+        name = name or address
+        session = around.server_tls.session(context, address, port, name)
+        try:
+            async with asyncio.timeout(around.settings.relay.handshake_timeout):
+                await leg.start_tls(context, server=False, server_name=name, session=session)
+        except TimeoutError as error:
+            raise Failure("time-out", f"the server's TLS handshake took too long: {address} port {port}") from error
+        tls = leg.tls
+        assert tls is not None
+        self._session = (context, address, port, name)
+        return tls
+
+    def tell_upstream(self, **attrs: Any) -> None:
+        """Put on record whom the gateway talks to."""
+        leg = self.upstream
+        assert leg is not None
+        address, port = self._dialled
+        said: dict[str, Any] = {
+            "address": address,
+            "port": port,
+            "source": self._local[0],
+            "source_port": self._local[1],
+        }
+        if leg.tls is not None:
+            said["tls"] = agreed(leg.tls, server=True)
+        self.note("upstream", f"connected to {address} port {port}", said | attrs)
+
+    def hang_up(self) -> dict[str, Any] | None:
+        """Close the server's leg; what was counted on it."""
+        leg = self.upstream
+        if leg is None:
+            return None
+        if self._session is not None and leg.tls is not None:
+            self.around.server_tls.keep(*self._session, leg.tls)
+        self._session = None
+        counts: dict[str, Any] = {"kernel": None, "socket": leg.counts()}
+        if self.around.kernel is not None:
+            counts["kernel"] = self.around.kernel.take_leg(*self._local, *self._dialled)
+        leg.close()
+        self.upstream = None
+        return counts
+
+    # -- TLS with the agent ----------------------------------------------------------------------------------------
+
+    async def accept_tls(self, alpn: tuple[str, ...] = (), upstream: bytes | None = None) -> str:
+        """TLS with an agent whose ClientHello comes next: its first protocol of `alpn`, and a certificate like that of
+        the server, if one is `upstream` (DER). The name that it asked for. Raises `Failure`."""
+        hello = await self.hello()
+        offer = {name.decode("latin-1") for name in hello.alpn}
+        chosen = next((name for name in alpn if name in offer), "")
+        await self.secure_agent(hello.sni or self.server[0], upstream, chosen)
+        self.tell_tls(**offered(hello))
+        return hello.sni
+
+    async def hello(self) -> ClientHello:
+        """The agent's ClientHello, which stays to be read. Raises `Failure`."""
+        self.agent.watch(False)
+        try:
+            async with asyncio.timeout(self.around.settings.relay.handshake_timeout):
+                return await read_hello(self.agent)
+        except TimeoutError as error:
+            raise Failure("time-out", "the agent's ClientHello took too long") from error
+
+    async def secure_agent(self, name: str, upstream: bytes | None, alpn: str) -> None:
+        """TLS with the agent, as `name`. Raises `Failure`."""
+        context = self.around.agent_tls.context(name, upstream, alpn)
+        try:
+            async with asyncio.timeout(self.around.settings.relay.handshake_timeout):
+                await self.agent.start_tls(context, server=True)
+        except TimeoutError as error:
+            raise Failure("time-out", "the agent's TLS handshake took too long") from error
+
+    def tell_tls(self, **attrs: Any) -> None:
+        """Put on record how TLS with the agent was agreed."""
+        tls = self.agent.tls
+        assert tls is not None
+        said = agreed(tls, server=False) | attrs
+        self.note("tls", f"{said['version']} with the agent", said)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def spawn(self, work: Any) -> None:
+        """Run a coroutine of this flow, which ends with it; its `Failure` ends the flow."""
+        task: asyncio.Task[None] = self.around.loop.create_task(self._guard(work))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _guard(self, work: Any) -> None:
+        try:
+            await work
+        except Failure as failure:
+            self.stop(failure.reason, failure.text)
+        except Exception:
+            log.exception("flow-failed")
+            self.fail("internal-error", "the relay failed; its log says why")
+
+    def _broke(self, side: str) -> None:
+        if not self.over:
+            self.finish(Ending.RST, f"{side}-reset")
+
+    def fail(self, reason: str, text: str) -> None:
+        """End the flow before its time; what was said to the agent so far still goes out."""
+        if self.over:
+            return
+        self.around.count(reason)
+        self.note("refused", text, {"reason": reason})
+        self.finish(Ending.CUT if reason == "lease-ended" else Ending.RST, reason, linger=True)
+
+    def finish(self, ending: Ending, reason: str, *, linger: bool = False) -> None:
+        """Nothing more is recorded. With `linger` the agent has some time to take what waits for it, and gets a FIN."""
+        if self.over:
+            return
+        self.over = True
+        for task in self.tasks:
+            if task is not asyncio.current_task(self.around.loop):
+                task.cancel()
+        for leg in (self.agent, self.upstream):
+            if leg is not None:
+                leg.watch(False)
+        self.around.recording.then(lambda: self._end(ending, reason, linger))
+
+    def _end(self, ending: Ending, reason: str, linger: bool) -> None:
+        """Everything that was recorded is sent, or waits for the agent."""
+        agent = self.agent
+        if linger and not agent.closed:
+            agent.shut()
+            if agent.waiting:
+                agent.drained = agent.broken = lambda: self._close(ending, reason)
+                self.around.loop.call_later(LINGER, lambda: self._close(ending, reason))
+                return
+        self._close(ending, reason, reset=ending is Ending.RST and not linger)
+
+    def _close(self, ending: Ending, reason: str, *, reset: bool = False) -> None:
+        if not self.alive:
+            return
+        self.alive = False
+        around, agent = self.around, self.agent
+        counts: dict[str, Any] = {"kernel": None, "socket": agent.counts()}
+        if around.kernel is not None:
+            known = around.kernel.agent_leg(*self.client, *self.server)
+            counts["kernel"] = None if known is None else known.counts
+        if reset and self.upstream is not None:
+            self.upstream.close(reset=True)
+        legs = {"agent": counts, "upstream": self.hang_up()}
+        said = {"ending": ending.value, "reason": reason, "legs": legs}
+        around.recording.say(self.trace, RelayedKind.CLOSE, said)
+        agent.close(reset=reset)
+        self._gone(self)

@@ -1,0 +1,350 @@
+"""One leg of a flow: a non-blocking TCP socket, in plain or with TLS over it (RFC 8446, RFC 5246).
+
+TLS works in memory (`ssl.MemoryBIO`), not on the socket: one system call moves many records, a half-close does not lose
+what is under way, and what was read before TLS began can be given to it.
+"""
+
+import asyncio
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from appliance.relay.failure import Failure
+
+RECEIVE: Final = 256 * 1024  # bytes taken from a socket at once
+_RECORD: Final = 16384  # plaintext bytes of one TLS record at most
+_SCRATCH: Final = memoryview(bytearray(RECEIVE))  # ciphertext between socket and TLS; every use ends in its turn
+_BYTES_ACKED: Final = 120  # offsets in struct tcp_info (linux/tcp.h)
+_BYTES_RECEIVED: Final = 128
+_TCP_INFO_BYTES: Final = 136
+_CLOSED: Final = 7  # states of struct tcp_info (include/net/tcp_states.h): all was said, or reset
+_AFTER_FIN: Final = frozenset({6, 8, 9, 11})  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the peer's FIN is counted
+
+AGAIN: Final = -1  # nothing to read now
+
+
+class Leg:
+    """`readable` is called when there may be something to read, `drained` when the last waiting byte was sent, `broken`
+    when the socket fails while something waits to be sent."""
+
+    __slots__ = (
+        "_backlog",
+        "_incoming",
+        "_loop",
+        "_outgoing",
+        "_reading",
+        "_reset",
+        "_shut",
+        "_tls",
+        "_unread",
+        "_writing",
+        "broken",
+        "closed",
+        "drained",
+        "ended",
+        "fd",
+        "readable",
+        "sock",
+        "waiting",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._loop = loop
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.readable: Callable[[], None] = _nothing
+        self.drained: Callable[[], None] = _nothing
+        self.broken: Callable[[], None] = _nothing
+        self._tls: ssl.SSLObject | None = None
+        self._incoming = self._outgoing = ssl.MemoryBIO()
+        self._backlog: deque[memoryview] = deque()
+        self._unread = b""
+        self.waiting = 0  # bytes that wait to be sent, as they go over the wire
+        self.ended = False  # the peer sends no more
+        self._shut = 0  # 1: nothing more is to be sent, 2: the peer was told
+        self._reading = self._writing = False
+        self._reset = False  # the peer reset the connection
+        self.closed = False
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        return self._tls
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def watch(self, wanted: bool) -> None:
+        """Call `readable`, or don't, when there is something to read."""
+        if wanted and not self._reading and not self.closed:
+            self._reading = True
+            self._loop.add_reader(self.fd, self.wake)
+            if self._unread or self.held:
+                self._loop.call_soon(self.wake)
+        elif not wanted and self._reading:
+            self._reading = False
+            self._loop.remove_reader(self.fd)
+
+    def wake(self) -> None:
+        """Call `readable`, if that is wanted: there may be bytes for which the socket does not call."""
+        if self._reading:
+            self.readable()
+
+    @property
+    def held(self) -> bool:
+        """Whether there are bytes to read for which the socket will not call."""
+        return bool(self._unread) or (
+            self._tls is not None and (self._incoming.pending > 0 or self._tls.pending() > 0) and not self.ended
+        )
+
+    def unread(self, data: bytes) -> None:
+        """Bytes that were read already, to be read again; not while TLS is up."""
+        self._unread = data + self._unread
+
+    def read_into(self, view: memoryview) -> int:
+        """Plaintext into `view`; its bytes, 0 at the peer's end, `AGAIN` if there is nothing. Raises `Failure`."""
+        if self._tls is not None:
+            return self._decrypt(view)
+        if self._unread:
+            size = min(len(view), len(self._unread))
+            view[:size] = self._unread[:size]
+            self._unread = self._unread[size:]
+            return size
+        try:
+            size = self.sock.recv_into(view)
+        except (BlockingIOError, InterruptedError):
+            return AGAIN
+        except OSError as error:
+            raise self._failed(error) from error
+        if not size:
+            self.ended = True
+        return size
+
+    def _decrypt(self, view: memoryview) -> int:
+        tls, incoming = self._tls, self._incoming
+        assert tls is not None
+        eof = False
+        if not tls.pending() and incoming.pending < _RECORD:
+            try:
+                size = self.sock.recv_into(_SCRATCH)
+                if size:
+                    incoming.write(_SCRATCH[:size])
+                elif not incoming.eof:
+                    eof = True
+                    incoming.write_eof()
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError as error:
+                raise self._failed(error) from error
+        taken, room = 0, len(view)
+        try:
+            while taken < room:
+                size = int(tls.read(room - taken, view[taken:]))  # into a buffer: it gives the number of bytes
+                if not size:
+                    self.ended = True
+                    break
+                taken += size
+                if size < _RECORD and not incoming.pending and not tls.pending():
+                    break
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True
+        except ssl.SSLEOFError as error:
+            if taken:  # give these out first
+                return taken
+            self.ended = True
+            raise Failure("tls-truncated", "the connection ended without a closing alert of TLS") from error
+        except ssl.SSLError as error:
+            if taken:
+                return taken
+            raise Failure("tls", f"TLS failed: {reason_of(error)}") from error
+        if self._outgoing.pending:
+            self._flush_tls()
+        if taken or self.ended:
+            return taken
+        return 0 if eof and self.ended else AGAIN
+
+    def _failed(self, error: OSError) -> Failure:
+        self._reset = True
+        return Failure("reset", f"the connection failed: {error.strerror}")
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send, now or as soon as the peer takes it. `data` may be reused when this returns."""
+        if self._shut or self.closed:
+            return
+        if self._tls is not None:
+            try:
+                self._tls.write(data)
+            except ssl.SSLError:
+                self._loop.call_soon(self.broken)
+                return
+            self._flush_tls()
+        else:
+            self._transmit(data)
+
+    def _flush_tls(self) -> None:
+        self._transmit(self._outgoing.read())
+
+    def _transmit(self, data: bytes | memoryview) -> None:
+        sent = 0
+        if not self._backlog:
+            try:
+                sent = self.sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:
+                self._reset = True
+                self._loop.call_soon(self.broken)
+                return
+        if sent < len(data):
+            rest = memoryview(data)[sent:]
+            self._backlog.append(rest if isinstance(data, bytes) else memoryview(bytes(rest)))
+            self.waiting += len(data) - sent
+            if not self._writing and not self.closed:
+                self._writing = True
+                self._loop.add_writer(self.fd, self._write)
+
+    def _write(self) -> None:
+        try:
+            while self._backlog:
+                piece = self._backlog[0]
+                sent = self.sock.send(piece)
+                self.waiting -= sent
+                if sent < len(piece):
+                    self._backlog[0] = piece[sent:]
+                    return
+                self._backlog.popleft()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._reset = True
+            self._stop_writing()
+            self.broken()
+            return
+        self._stop_writing()
+        if self._shut == 1:
+            self._say_shut()
+        self.drained()
+
+    def _stop_writing(self) -> None:
+        if self._writing:
+            self._writing = False
+            self._loop.remove_writer(self.fd)
+
+    @property
+    def shut_down(self) -> bool:
+        """Nothing more is to be sent, and the peer has been told."""
+        return self._shut == 2
+
+    def shut(self) -> None:
+        """Nothing more will be sent (half-close); the peer is told behind what waits."""
+        if self._shut:
+            return
+        if self._tls is not None:
+            with suppress(ssl.SSLError):  # it waits for the peer's own closing alert, which reading finds
+                self._tls.unwrap()
+            self._flush_tls()
+        self._shut = 1
+        if not self._backlog:
+            self._say_shut()
+
+    def _say_shut(self) -> None:
+        self._shut = 2
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    # -- TLS -------------------------------------------------------------------------------------------------------
+
+    async def start_tls(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server: bool,
+        server_name: str | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> None:
+        """Shake hands, from the next byte on (first those `unread`). Raises `Failure`; the peer has its alert then."""
+        self.watch(False)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(self._incoming, self._outgoing, server, server_name, session=session)
+        self._incoming.write(self._unread)
+        self._unread = b""
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._flush_tls()
+            except ssl.SSLCertVerificationError as error:
+                self._flush_tls()
+                raise Failure("certificate", f"the certificate is not accepted: {error.verify_message}") from error
+            except ssl.SSLError as error:
+                self._flush_tls()
+                raise Failure("tls", f"the TLS handshake failed: {reason_of(error)}") from error
+            except ValueError as error:  # a server name that cannot be one
+                raise Failure("tls", "the TLS handshake failed: the server's name is not usable") from error
+            await self._more(self._incoming)
+        self._tls = tls
+        self._flush_tls()
+
+    async def _more(self, into: ssl.MemoryBIO) -> None:
+        data = await self.receive()
+        if data:
+            into.write(data)
+        else:
+            into.write_eof()
+
+    async def receive(self) -> bytes:
+        """The next bytes as they come over the wire, b"" at the end; for handshakes. Raises `Failure`."""
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
+        try:
+            return await self._loop.sock_recv(self.sock, 65536)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int] | None:
+        """Bytes that came from the peer, and that it acknowledged (SYN and FIN among these), as the socket counted."""
+        try:
+            said = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        except OSError:
+            return None
+        if len(said) < _TCP_INFO_BYTES:
+            return None
+        (acked,) = struct.unpack_from("=Q", said, _BYTES_ACKED)
+        (received,) = struct.unpack_from("=Q", said, _BYTES_RECEIVED)
+        fin = said[0] in _AFTER_FIN or (said[0] == _CLOSED and not self._reset)
+        return {"received": received - fin, "acked": acked}
+
+    def close(self, *, reset: bool = False) -> None:
+        """Let go of the socket; with `reset` the peer gets an RST."""
+        if self.closed:
+            return
+        self.watch(False)
+        self._stop_writing()
+        self.closed = True
+        if reset:
+            with suppress(OSError):
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+        self._backlog.clear()
+        self.waiting = 0
+
+
+def reason_of(error: ssl.SSLError) -> str:
+    """OpenSSL's word for what went wrong, as `tlsv1 alert unknown ca`."""
+    return (error.reason or type(error).__name__).replace("_", " ").lower()
+
+
+def _nothing(*unused: Any) -> None:
+    return None

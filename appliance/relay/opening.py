@@ -1,0 +1,303 @@
+"""What a new flow is, and who carries it: by its rule, by who speaks first, and by what the first bytes are.
+
+    a mediated protocol whose server or log-in comes first ────────────────► mediation
+    TLS ── the server first, by SNI and ALPN; then the agent ──────────────► splice, or mediation within TLS
+        └─ cannot or shall not be terminated ── refused, or ───────────────► splice of ciphertext
+    an upgrade to TLS within PostgreSQL or MySQL ──────────────────────────► splice, once that is done
+    anything else ─────────────────────────────────────────────────────────► splice
+
+A rule with a host needs a name before the server is connected; without such rules both go on at once, since a server
+may speak first.
+"""
+
+import asyncio
+import contextlib
+from typing import Final
+
+from appliance.dissect.tls_hello import ClientHello
+from appliance.errors import VerbatimError
+from appliance.identity.credential import Secret
+from appliance.relay import dial
+from appliance.relay.failure import Failure
+from appliance.relay.flow import Flow
+from appliance.relay.leg import Leg
+from appliance.relay.mediation import Mediation
+from appliance.relay.mediator import Context, Dial, Mediator, Tunnel
+from appliance.relay.names import authority
+from appliance.relay.protocols import MEDIATORS, UPGRADES
+from appliance.relay.route import Match
+from appliance.relay.splice import Splice
+from appliance.relay.tls import alert, begins_tls, offered
+
+KNOWN_HTTP: Final = ("h2", "http/1.1")
+SPEAKS_FIRST: Final = ("mysql", "ssh")  # applications whose server does
+
+
+class Opening:
+    """Opens `flow`: `run` ends when somebody else has its legs. Raises `Failure`."""
+
+    def __init__(self, flow: Flow) -> None:
+        self._flow = flow
+        self._around = flow.around
+        self._address, self._port = flow.server
+        self._seconds = self._around.settings.relay.handshake_timeout
+
+    async def run(self) -> None:
+        flow = self._flow
+        if flow.proxied:
+            self._mediate(MEDIATORS["http"], connected=False)
+            return
+        await self._enter()
+
+    # -- by the first bytes ----------------------------------------------------------------------------------------
+
+    async def _enter(self) -> None:
+        """A conversation with the server at `_address`, by which the flow is judged anew."""
+        flow = self._flow
+        flow.match = self._choose("")
+        named = any(match.rule.host for match in self._around.routes.candidates(self._address, self._port))
+        rule = flow.rule
+        if not named and rule.mode == "mediate" and rule.application in SPEAKS_FIRST:
+            self._mediate(MEDIATORS[rule.application], connected=False)
+            return
+        mediated = rule.mode == "mediate"
+        if not named and not mediated and flow.upstream is None:
+            self._allowed()
+            await flow.dial(self._address, self._port, rule)
+        prefix = await self._first(server_too=not mediated and not named)
+        if prefix is None:
+            self._spoken_first()
+        elif begins_tls(prefix):
+            await self._tls()
+        else:
+            await self._plain(prefix)
+
+    async def _first(self, *, server_too: bool) -> bytes | None:
+        """The agent's first bytes, which stay to be read; None: the server spoke first."""
+        flow, loop = self._flow, self._around.loop
+        if flow.agent.tls is not None:
+            return b"\x00"
+        heard: asyncio.Future[bool] = loop.create_future()
+
+        def hear(agent: bool) -> None:
+            if not heard.done():
+                heard.set_result(agent)
+
+        flow.agent.readable = lambda: hear(True)
+        flow.agent.watch(True)
+        if server_too and flow.upstream is not None:
+            flow.upstream.readable = lambda: hear(False)
+            flow.upstream.watch(True)
+        try:
+            async with asyncio.timeout(None if server_too else self._seconds):
+                agent_first = await heard
+        except TimeoutError as error:
+            raise Failure("time-out", f"the agent said nothing for {self._seconds:g} s") from error
+        finally:
+            flow.agent.watch(False)
+            if flow.upstream is not None:
+                flow.upstream.watch(False)
+        if not agent_first:
+            return None
+        data = await flow.agent.receive()
+        while data and begins_tls(data) and len(data) < 3:  # too little to tell
+            more = await flow.agent.receive()
+            if not more:
+                break
+            data += more
+        flow.agent.unread(data)
+        return data
+
+    def _spoken_first(self) -> None:
+        """The server did: MySQL may go over to TLS later."""
+        rule = self._flow.rule
+        if rule.application in ("auto", "mysql") and "mysql" in UPGRADES:
+            self._mediate(UPGRADES["mysql"], connected=True)
+        else:
+            self._splice()
+
+    async def _plain(self, prefix: bytes) -> None:
+        flow = self._flow
+        name = authority(prefix)
+        flow.match = self._choose(name)
+        rule = flow.rule
+        if rule.mode == "mediate":
+            self._mediate(MEDIATORS[rule.application], connected=flow.upstream is not None)
+            return
+        if flow.upstream is None:
+            self._allowed()
+            await flow.dial(self._address, self._port, rule)
+        if rule.upstream_tls == "require" and rule.application not in UPGRADES:
+            await flow.secure_upstream(rule, name, ())
+        if rule.application == "postgres" or (rule.application == "auto" and _upgrades(prefix)):
+            self._mediate(UPGRADES["postgres"], connected=True)
+            return
+        flow.tell_upstream()
+        self._splice()
+
+    # -- TLS -------------------------------------------------------------------------------------------------------
+
+    async def _tls(self) -> None:
+        flow = self._flow
+        hello = await flow.hello()
+        flow.match = self._choose(hello.sni)
+        rule = flow.rule
+        key = (flow.client[0], hello.sni or self._address)
+        if flow.match is not None and flow.match.rule.lane == "tap":
+            await self._pass_opaque(hello, "rule", "the rule for this name does not terminate TLS")
+        elif rule.opaque == "pass" and hello.ech:
+            await self._pass_opaque(hello, "ech", "the agent's ClientHello may hold an encrypted one")
+        elif rule.opaque == "pass" and self._around.pins.get(key):
+            await self._pass_opaque(hello, "pinned", "the agent did not accept the gateway's certificate before")
+        elif rule.mode == "mediate" and rule.application != "http":
+            name = await flow.accept_tls(("postgresql",) if rule.application == "postgres" else ())
+            self._mediate(MEDIATORS[rule.application], connected=False, server_name=name)
+        else:
+            await self._terminate(hello, key)
+
+    async def _terminate(self, hello: ClientHello, key: tuple[str, str]) -> None:
+        flow = self._flow
+        rule = flow.rule
+        offer = tuple(name.decode("latin-1") for name in hello.alpn)
+        if rule.mode == "mediate":
+            offer = tuple(name for name in offer if name in KNOWN_HTTP)
+            if hello.alpn and not offer:
+                flow.agent.send(alert("access-denied"))
+                raise Failure("alpn", "the agent offers no protocol that this rule mediates: h2 or http/1.1")
+        if flow.upstream is None:
+            self._allowed()
+            await flow.dial(self._address, self._port, rule)
+        try:
+            server = await flow.secure_upstream(rule, hello.sni, offer)
+        except Failure as failure:
+            flow.note("upstream-tls", failure.text, {"reason": failure.reason, "sni": hello.sni})
+            if rule.opaque == "pass":
+                flow.hang_up()
+                await self._pass_opaque(hello, failure.reason, failure.text)
+                return
+            flow.agent.send(alert("access-denied" if failure.reason == "certificate" else "internal-error"))
+            raise
+        flow.tell_upstream()
+        chosen = server.selected_alpn_protocol() or ""
+        try:
+            await flow.secure_agent(hello.sni or self._address, server.getpeercert(True), chosen)
+        except Failure as failure:
+            if failure.reason == "tls":
+                self._around.pins.put(key, True)
+                reason = (
+                    "ech"
+                    if hello.ech
+                    else "pinned"
+                    if "unknown ca" in failure.text or "certificate" in failure.text
+                    else "tls"
+                )
+                raise Failure(reason, f"the agent ended its handshake with the gateway: {failure.text}") from failure
+            raise
+        flow.tell_tls(**offered(hello))
+        if rule.mode == "mediate":
+            self._mediate(MEDIATORS["http"], connected=True, server_name=hello.sni, alpn=chosen)
+        else:
+            self._splice()
+
+    async def _pass_opaque(self, hello: ClientHello, reason: str, text: str) -> None:
+        """Ciphertext passes as it is."""
+        flow = self._flow
+        if flow.upstream is None:
+            self._allowed()
+            await flow.dial(self._address, self._port, flow.rule)
+        flow.tell_upstream()
+        flow.note("opaque", f"TLS is passed as it is: {text}", {"reason": reason, **offered(hello)})
+        self._splice()
+
+    # -- who goes on -----------------------------------------------------------------------------------------------
+
+    def _splice(self) -> None:
+        if not self._flow.over:
+            Splice(self._flow)
+
+    def _mediate(self, kind: type[Mediator], *, connected: bool, server_name: str = "", alpn: str = "") -> None:
+        flow = self._flow
+        context = Context(
+            rule=flow.rule,
+            client_address=flow.client[0],
+            client_port=flow.client[1],
+            server_address=self._address,
+            server_port=self._port,
+            identity=flow.identity,
+            secret=self._secret(),
+            server_name=server_name,
+            alpn=alpn,
+            tls=flow.agent.tls is not None,
+            proxied=flow.proxied,
+        )
+        flow.deadline = self._around.second + self._seconds
+        mediation = Mediation(flow, kind(context), self._dial, self._secret, self._splice, self._tunnel)
+        mediation.start()
+        if connected:
+            mediation.dialled()
+
+    def _secret(self) -> Secret | None:
+        name = self._flow.rule.secret
+        if not name:
+            return None
+        try:
+            return self._around.secret(name)
+        except VerbatimError as error:
+            raise Failure("secret", f"the rule's credential: {error}") from error
+
+    def _tunnel(self, command: Tunnel) -> None:
+        """Within an explicit proxy's tunnel; the server is connected."""
+        self._port = command.port
+
+        async def enter() -> None:
+            flow = self._flow
+            with contextlib.suppress(ValueError):
+                self._address = str(flow.upstream.sock.getpeername()[0]) if flow.upstream else self._address
+            await self._enter()
+
+        self._flow.spawn(enter())
+
+    # -- rules -----------------------------------------------------------------------------------------------------
+
+    def _choose(self, name: str) -> Match | None:
+        """The rule for this name. Raises `Failure` when it refuses."""
+        match = self._around.routes.choose(self._address, self._port, name)
+        if match is not None and match.rule.lane == "refuse":
+            called = f" ({name})" if name.isprintable() and name else ""
+            raise Failure("refused-by-rule", f"rule {match.number} refuses {self._address} port {self._port}{called}")
+        return match
+
+    def _allowed(self) -> None:
+        """A rule must open what is dialled. Raises `Failure`."""
+        if self._flow.match is None:
+            raise Failure("refused-by-rule", f"no rule opens {self._address} port {self._port}")
+
+    async def _dial(self, command: Dial) -> Leg:
+        flow, loop = self._flow, self._around.loop
+        host, port = command.host, command.port or self._port
+        if host:
+            addresses = await dial.resolve(loop, host, port, self._seconds)
+        else:
+            addresses = [self._address]
+        failure = Failure("unreachable", f"{host}: it has no address")
+        for address in addresses[:4]:
+            try:
+                if host:
+                    dial.check(address)
+                    self._address, self._port = address, port
+                    flow.match = self._choose(host)
+                self._allowed()
+                leg = await flow.dial(address, port, flow.rule)
+            except Failure as found:
+                failure = found
+                continue
+            if command.tls:
+                await flow.secure_upstream(flow.rule, command.server_name or host, command.alpn)
+            flow.tell_upstream()
+            return leg
+        raise failure
+
+
+def _upgrades(prefix: bytes) -> bool:
+    """SSLRequest or GSSENCRequest of PostgreSQL (documentation, 55.7 Message Formats)."""
+    return prefix[:8] in (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", b"\x00\x00\x00\x08\x04\xd2\x16\x30")

@@ -1,0 +1,141 @@
+"""A relay worker in a thread of this process, for real clients and servers on loopback; and what it recorded.
+
+Nothing steers here: every connection to the worker's port is taken for one to `server`.
+"""
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import uvloop
+
+from appliance import config
+from appliance.journal import FrameKind, JournalKey, Reader
+from appliance.journal.relayed import RelayedKind, scan
+from appliance.relay.worker import Worker
+from tests.lab.wait import until
+
+Address = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Recorded:
+    """One flow as the journal has it."""
+
+    opened: dict[str, Any] = field(default_factory=dict)
+    data: list[bytearray] = field(default_factory=lambda: [bytearray(), bytearray()])
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    ended: list[bool] = field(default_factory=lambda: [False, False])
+    closed: dict[str, Any] = field(default_factory=dict)
+
+    def notes_of(self, kind: str) -> list[dict[str, Any]]:
+        return [note for note in self.notes if note["kind"] == kind]
+
+    @property
+    def refused(self) -> list[str]:
+        return [str(note["attrs"]["reason"]) for note in self.notes_of("refused")]
+
+
+class Running:
+    """`rules` as in the settings file; `relay`: its section."""
+
+    def __init__(
+        self,
+        data: Path,
+        rules: list[dict[str, Any]],
+        server: Address,
+        prepare: Callable[[Worker], None] | None = None,
+        **sections: Any,
+    ) -> None:
+        self.settings = config.Settings(data=data, rules=rules, **sections)
+        self.server = server
+        self.loop = uvloop.new_event_loop()
+        self._ready = threading.Event()
+        self._prepare = prepare
+        self.port = 0
+        self.exit_code: int | None = None
+        self.failed: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="relay")
+
+    @property
+    def address(self) -> Address:
+        return "127.0.0.1", self.port
+
+    @property
+    def ca(self) -> Path:
+        return self.settings.data / "keys" / "ca.crt"
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.worker = Worker(self.settings, 0, self.loop, destination=lambda sock: self.server, steered=False)
+            if self._prepare is not None:
+                self._prepare(self.worker)
+            self.port = self.worker.listen()
+            self._ready.set()
+            self.exit_code = self.loop.run_until_complete(self.worker.run())
+        except BaseException as error:
+            self.failed = error
+            raise
+        finally:
+            self._ready.set()
+            self.worker.close()
+            self.loop.close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait(20)
+        assert self.failed is None, self.failed
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.worker.stop)
+            self._thread.join(20)
+        assert not self._thread.is_alive()
+
+    def idle(self) -> None:
+        """Wait until no flow is open."""
+        until(lambda: not self.worker.values()["flows"], "all flows to end")
+
+    def flows(self) -> list[Recorded]:
+        """What is on record, in the order in which flows began."""
+        found: dict[int, Recorded] = defaultdict(Recorded)
+        key = JournalKey.load_or_create(self.settings.data)
+        with Reader(self.settings.data / "journal" / self.worker.name, key, None) as reader:
+            while (frame := reader.read()) is not None:
+                if getattr(frame, "kind", None) is FrameKind.SPAN:
+                    for record in scan(frame.payload):  # type: ignore[union-attr]
+                        _add(found[record.flow], record)
+        return [found[number] for number in sorted(found)]
+
+    def flow(self) -> Recorded:
+        """The only one."""
+        (only,) = self.flows()
+        return only
+
+
+def _add(flow: Recorded, record: Any) -> None:
+    match record.kind:
+        case RelayedKind.OPEN:
+            assert not flow.opened
+            flow.opened = record.said()
+        case RelayedKind.DATA:
+            assert record.offset == len(flow.data[record.direction]), "offsets have no gaps"
+            assert not flow.ended[record.direction], "nothing comes behind the end"
+            flow.data[record.direction] += record.body
+        case RelayedKind.NOTE:
+            flow.notes.append(record.said())
+        case RelayedKind.EOF:
+            assert record.offset == len(flow.data[record.direction])
+            flow.ended[record.direction] = True
+        case RelayedKind.CLOSE:
+            assert not flow.closed
+            flow.closed = record.said()
