@@ -18,7 +18,9 @@ TRIES: Final = 3  # with another port each, where the chosen one is taken
 class Legs(Protocol):
     """What the kernel is told of connections to servers (wire/steering.py)."""
 
-    def put_leg(self, client: str, client_port: int, server: str, server_port: int, *, transparent: bool) -> None: ...
+    def put_leg(
+        self, client: str, client_port: int, server: str, server_port: int, *, transparent: bool, unbound: bool
+    ) -> None: ...
 
 
 def transparent(sock: socket.socket) -> None:
@@ -54,9 +56,17 @@ def check(address: str) -> None:
 
 
 async def connect(
-    loop: asyncio.AbstractEventLoop, address: str, port: int, source: str, kernel: Legs | None, seconds: float
+    loop: asyncio.AbstractEventLoop,
+    address: str,
+    port: int,
+    source: str,
+    kernel: Legs | None,
+    seconds: float,
+    *,
+    unbound: bool = False,
 ) -> Leg:
-    """Connect to a server, from `source` ("": the gateway's own address). Raises `Failure`."""
+    """Connect to a server, from `source` ("": the gateway's own address). `unbound`: a server among the agents needs no
+    lease. Raises `Failure`."""
     for left in reversed(range(TRIES)):
         sock = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -66,7 +76,8 @@ async def connect(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((local, 0))
             if kernel is not None:
-                kernel.put_leg(local, sock.getsockname()[1], address, port, transparent=bool(source))
+                own = sock.getsockname()[1]
+                kernel.put_leg(local, own, address, port, transparent=bool(source), unbound=unbound)
             async with asyncio.timeout(seconds):
                 await loop.sock_connect(sock, (address, port))
             return Leg(loop, sock)

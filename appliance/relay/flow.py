@@ -29,7 +29,8 @@ from appliance.relay.route import Match
 from appliance.relay.surroundings import Surroundings
 from appliance.relay.tls import agreed, offered, read_hello
 
-LINGER: Final = 5.0  # seconds for the last words of a flow that failed to be taken
+LINGER: Final = 5.0  # seconds for the last words of a flow to be taken
+LOOK: Final = 0.05  # seconds between looks whether they were
 PLAIN: Final = RelayRule()
 NUMBER: Final = {Direction.CLIENT: 0, Direction.SERVER: 1}
 
@@ -64,15 +65,18 @@ class Flow:
         self.deadline = 0.0  # by when log-in must be done; 0: there is none
         self.owner = client[0]  # whose connection it counts as
         self.ended = [False, False]  # directions whose end is on record
+        self._begun = False  # it is on record
         self.over = False
         self.alive = True  # False: sockets are closed
         self.stop: Callable[[str, str], None] = self.fail  # how to end it for a reason from outside
+        self.let_go: Callable[[], None] = _nothing  # called when it is over
         self._gone = gone
         self._dialled: tuple[str, int] = ("", 0)
         self._local: tuple[str, int] = ("", 0)
         self._session: tuple[ssl.SSLContext, str, int, str] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         agent.broken = lambda: self._broke("agent")
+        agent.crashed = self.crashed
 
     @property
     def rule(self) -> RelayRule:
@@ -94,7 +98,7 @@ class Flow:
             "lease_id": lease,
             "kernel_flow": start,
         }
-        self.lease = lease
+        self.lease, self._begun = lease, True
         self.around.recording.say(self.trace, RelayedKind.OPEN, said)
 
     def note(
@@ -127,14 +131,20 @@ class Flow:
 
     # -- the server's leg ------------------------------------------------------------------------------------------
 
+    @property
+    def dialled(self) -> tuple[str, int]:
+        """Address and port of the last server that was connected to."""
+        return self._dialled
+
     async def dial(self, address: str, port: int, rule: RelayRule) -> Leg:
         """Connect to the server. Raises `Failure`."""
         around = self.around
+        self.hang_up()  # there is one at a time
         source = self.client[0] if rule.source == "agent" else ""
-        leg = await dial.connect(
-            around.loop, address, port, source, around.kernel, around.settings.relay.handshake_timeout
-        )
+        seconds, unbound = around.settings.relay.handshake_timeout, self.match is not None and self.match.rule.unbound
+        leg = await dial.connect(around.loop, address, port, source, around.kernel, seconds, unbound=unbound)
         leg.broken = lambda: self._broke("server")
+        leg.crashed = self.crashed
         self.upstream, self._dialled = leg, (address, port)
         name = leg.sock.getsockname()
         self._local = (str(name[0]), int(name[1]))
@@ -179,7 +189,7 @@ class Flow:
             said["tls"] = agreed(leg.tls, server=True)
         self.note("upstream", f"connected to {address} port {port}", said | attrs)
 
-    def hang_up(self) -> dict[str, Any] | None:
+    def hang_up(self, *, reset: bool = False) -> dict[str, Any] | None:
         """Close the server's leg; what was counted on it."""
         leg = self.upstream
         if leg is None:
@@ -187,11 +197,27 @@ class Flow:
         if self._session is not None and leg.tls is not None:
             self.around.server_tls.keep(*self._session, leg.tls)
         self._session = None
-        counts: dict[str, Any] = {"kernel": None, "socket": leg.counts()}
-        if self.around.kernel is not None:
-            counts["kernel"] = self.around.kernel.take_leg(*self._local, *self._dialled)
-        leg.close()
         self.upstream = None
+        counts: dict[str, Any] = {"kernel": None, "socket": leg.counts()}
+        kernel = self.around.kernel
+        try:
+            if kernel is not None:
+                counts["kernel"] = kernel.take_leg(*self._local, *self._dialled)
+        except (VerbatimError, OSError, LookupError) as error:  # the maps went away: there is no count
+            log.warning("not-counted", reason=str(error))
+        finally:
+            leg.close(reset=reset)
+        return counts
+
+    def _counted(self) -> dict[str, Any]:
+        """What was counted on the agent's leg."""
+        counts: dict[str, Any] = {"kernel": None, "socket": self.agent.counts()}
+        kernel = self.around.kernel
+        try:
+            if kernel is not None and (known := kernel.agent_leg(*self.client, *self.server)) is not None:
+                counts["kernel"] = known.counts
+        except (VerbatimError, OSError, LookupError) as error:
+            log.warning("not-counted", reason=str(error))
         return counts
 
     # -- TLS with the agent ----------------------------------------------------------------------------------------
@@ -235,6 +261,9 @@ class Flow:
 
     def spawn(self, work: Any) -> None:
         """Run a coroutine of this flow, which ends with it; its `Failure` ends the flow."""
+        if self.over:
+            work.close()
+            return
         task: asyncio.Task[None] = self.around.loop.create_task(self._guard(work))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -243,10 +272,21 @@ class Flow:
         try:
             await work
         except Failure as failure:
+            self.end_for(failure)
+        except Exception:
+            self.crashed()
+
+    def end_for(self, failure: Failure) -> None:
+        """End it, in the protocol's words where that has any."""
+        try:
             self.stop(failure.reason, failure.text)
         except Exception:
-            log.exception("flow-failed")
-            self.fail("internal-error", "the relay failed; its log says why")
+            self.crashed()
+
+    def crashed(self) -> None:
+        """A fault of ours ends this flow and no other one. Called while the exception is handled."""
+        log.exception("flow-failed")
+        self.fail("internal-error", "the relay failed; its log says why")
 
     def _broke(self, side: str) -> None:
         if not self.over:
@@ -257,14 +297,18 @@ class Flow:
         if self.over:
             return
         self.around.count(reason)
+        if not self._begun:
+            self.begin(0, self.lease, 0)
         self.note("refused", text, {"reason": reason})
         self.finish(Ending.CUT if reason == "lease-ended" else Ending.RST, reason, linger=True)
 
     def finish(self, ending: Ending, reason: str, *, linger: bool = False) -> None:
-        """Nothing more is recorded. With `linger` the agent has some time to take what waits for it, and gets a FIN."""
+        """Nothing more is recorded. What was said still goes out, for some time; then the agent gets a FIN with
+        `linger` or where all is well, else both get an RST."""
         if self.over:
             return
         self.over = True
+        self.let_go()
         for task in self.tasks:
             if task is not asyncio.current_task(self.around.loop):
                 task.cancel()
@@ -274,29 +318,39 @@ class Flow:
         self.around.recording.then(lambda: self._end(ending, reason, linger))
 
     def _end(self, ending: Ending, reason: str, linger: bool) -> None:
-        """Everything that was recorded is sent, or waits for the agent."""
-        agent = self.agent
-        if linger and not agent.closed:
-            agent.shut()
-            if agent.waiting:
-                agent.drained = agent.broken = lambda: self._close(ending, reason)
-                self.around.loop.call_later(LINGER, lambda: self._close(ending, reason))
-                return
-        self._close(ending, reason, reset=ending is Ending.RST and not linger)
+        """Everything that was recorded is sent, or waits for a peer."""
+        if linger:
+            self.agent.shut()
+        until = self.around.loop.time() + LINGER
+
+        def look() -> None:
+            """No socket tells when its peer has everything: it is asked. An RST would take back what is under way."""
+            if self._owing(linger or ending is not Ending.RST) and self.around.loop.time() < until:
+                self.around.loop.call_later(LOOK, look)
+            else:
+                self._close(ending, reason, reset=ending is Ending.RST and not linger)
+
+        look()
+
+    def _owing(self, gently: bool) -> bool:
+        """Is something to be sent yet? `gently`: by us, the kernel sends what it has also when the socket is closed."""
+        if gently:
+            return self.agent.waiting > 0
+        return any(leg is not None and leg.owing > 0 for leg in (self.agent, self.upstream))
 
     def _close(self, ending: Ending, reason: str, *, reset: bool = False) -> None:
         if not self.alive:
             return
         self.alive = False
-        around, agent = self.around, self.agent
-        counts: dict[str, Any] = {"kernel": None, "socket": agent.counts()}
-        if around.kernel is not None:
-            known = around.kernel.agent_leg(*self.client, *self.server)
-            counts["kernel"] = None if known is None else known.counts
-        if reset and self.upstream is not None:
-            self.upstream.close(reset=True)
-        legs = {"agent": counts, "upstream": self.hang_up()}
-        said = {"ending": ending.value, "reason": reason, "legs": legs}
-        around.recording.say(self.trace, RelayedKind.CLOSE, said)
-        agent.close(reset=reset)
-        self._gone(self)
+        try:
+            counts = self._counted()
+            legs = {"agent": counts, "upstream": self.hang_up(reset=reset)}
+            said = {"ending": ending.value, "reason": reason, "legs": legs}
+            self.around.recording.say(self.trace, RelayedKind.CLOSE, said)
+        finally:
+            self.agent.close(reset=reset)
+            self._gone(self)
+
+
+def _nothing() -> None:
+    return None

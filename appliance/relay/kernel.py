@@ -32,9 +32,11 @@ class ProgramView:
             return None
         return AgentLeg(flow.start, f"{flow.lease:016x}" if flow.lease else "", counts(flow.client))
 
-    def put_leg(self, client: str, client_port: int, server: str, server_port: int, *, transparent: bool) -> None:
+    def put_leg(
+        self, client: str, client_port: int, server: str, server_port: int, *, transparent: bool, unbound: bool
+    ) -> None:
         key = flow_key(client, client_port, server, server_port)
-        self._steering.put_leg(key, transparent=transparent, unbound=False)
+        self._steering.put_leg(key, transparent=transparent, unbound=unbound)
 
     def take_leg(self, client: str, client_port: int, server: str, server_port: int) -> Counts | None:
         """What was counted of a leg, which is forgotten by that."""

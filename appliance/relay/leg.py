@@ -2,6 +2,9 @@
 
 TLS works in memory (`ssl.MemoryBIO`), not on the socket: one system call moves many records, a half-close does not lose
 what is under way, and what was read before TLS began can be given to it.
+
+The loop calls a reader again and again until it has read: nothing that one raises may reach the loop. `crashed` is
+told, and this leg is not watched any more.
 """
 
 import asyncio
@@ -13,26 +16,25 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from appliance.relay import tcp_info
 from appliance.relay.failure import Failure
 
 RECEIVE: Final = 256 * 1024  # bytes taken from a socket at once
 _RECORD: Final = 16384  # plaintext bytes of one TLS record at most
 _SCRATCH: Final = memoryview(bytearray(RECEIVE))  # ciphertext between socket and TLS; every use ends in its turn
-_BYTES_ACKED: Final = 120  # offsets in struct tcp_info (linux/tcp.h)
-_BYTES_RECEIVED: Final = 128
-_TCP_INFO_BYTES: Final = 136
-_CLOSED: Final = 7  # states of struct tcp_info (include/net/tcp_states.h): all was said, or reset
-_AFTER_FIN: Final = frozenset({6, 8, 9, 11})  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the peer's FIN is counted
+_MAX_ANSWERS: Final = 64 * 1024  # bytes that TLS itself says while the peer takes nothing
 
 AGAIN: Final = -1  # nothing to read now
 
 
 class Leg:
     """`readable` is called when there may be something to read, `drained` when the last waiting byte was sent, `broken`
-    when the socket fails while something waits to be sent."""
+    when the socket fails while something waits to be sent, `crashed` when one of these raises."""
 
     __slots__ = (
+        "_answers",
         "_backlog",
+        "_found",
         "_incoming",
         "_loop",
         "_outgoing",
@@ -44,6 +46,7 @@ class Leg:
         "_writing",
         "broken",
         "closed",
+        "crashed",
         "drained",
         "ended",
         "fd",
@@ -61,10 +64,13 @@ class Leg:
         self.readable: Callable[[], None] = _nothing
         self.drained: Callable[[], None] = _nothing
         self.broken: Callable[[], None] = _nothing
+        self.crashed: Callable[[], None] = _nothing
         self._tls: ssl.SSLObject | None = None
         self._incoming = self._outgoing = ssl.MemoryBIO()
         self._backlog: deque[memoryview] = deque()
         self._unread = b""
+        self._answers = 0  # bytes that TLS said by itself since the peer has last taken everything
+        self._found = False  # the end, or a fault, before it was read
         self.waiting = 0  # bytes that wait to be sent, as they go over the wire
         self.ended = False  # the peer sends no more
         self._shut = 0  # 1: nothing more is to be sent, 2: the peer was told
@@ -92,28 +98,32 @@ class Leg:
     def wake(self) -> None:
         """Call `readable`, if that is wanted: there may be bytes for which the socket does not call."""
         if self._reading:
-            self.readable()
+            try:
+                self.readable()
+            except Exception:
+                self.watch(False)
+                self.crashed()
 
     @property
     def held(self) -> bool:
         """Whether there are bytes to read for which the socket will not call."""
-        return bool(self._unread) or (
-            self._tls is not None and (self._incoming.pending > 0 or self._tls.pending() > 0) and not self.ended
-        )
+        if self._unread or self._tls is None or self.ended:
+            return bool(self._unread)
+        return self._incoming.pending > 0 or self._tls.pending() > 0 or self._found
 
     def unread(self, data: bytes) -> None:
-        """Bytes that were read already, to be read again; not while TLS is up."""
+        """Bytes that were read already, to be read again."""
         self._unread = data + self._unread
 
     def read_into(self, view: memoryview) -> int:
         """Plaintext into `view`; its bytes, 0 at the peer's end, `AGAIN` if there is nothing. Raises `Failure`."""
-        if self._tls is not None:
-            return self._decrypt(view)
         if self._unread:
             size = min(len(view), len(self._unread))
             view[:size] = self._unread[:size]
             self._unread = self._unread[size:]
             return size
+        if self._tls is not None:
+            return self._decrypt(view)
         try:
             size = self.sock.recv_into(view)
         except (BlockingIOError, InterruptedError):
@@ -164,20 +174,27 @@ class Leg:
                 return taken
             raise Failure("tls", f"TLS failed: {reason_of(error)}") from error
         if self._outgoing.pending:
-            self._flush_tls()
+            self._answer()
         if taken or self.ended:
             return taken
         return 0 if eof and self.ended else AGAIN
 
+    def _answer(self) -> None:
+        """What reading makes TLS say (RFC 8446 §4.6.3, RFC 5246 §7.2.2): a peer may ask without taking answers."""
+        self._answers = self._answers + self._outgoing.pending if self._backlog else 0
+        if self._answers > _MAX_ANSWERS:
+            raise Failure("tls", "the peer has TLS answer again and again, and does not take the answers")
+        self._flush_tls()
+
     def _failed(self, error: OSError) -> Failure:
-        self._reset = True
+        self._lose()
         return Failure("reset", f"the connection failed: {error.strerror}")
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def send(self, data: bytes | memoryview) -> None:
         """Send, now or as soon as the peer takes it. `data` may be reused when this returns."""
-        if self._shut or self.closed:
+        if self._shut or self.closed or self._reset:
             return
         if self._tls is not None:
             try:
@@ -200,7 +217,7 @@ class Leg:
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError:
-                self._reset = True
+                self._lose()
                 self._loop.call_soon(self.broken)
                 return
         if sent < len(data):
@@ -213,6 +230,13 @@ class Leg:
 
     def _write(self) -> None:
         try:
+            self._send_backlog()
+        except Exception:
+            self._stop_writing()
+            self.crashed()
+
+    def _send_backlog(self) -> None:
+        try:
             while self._backlog:
                 piece = self._backlog[0]
                 sent = self.sock.send(piece)
@@ -224,14 +248,20 @@ class Leg:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self._reset = True
-            self._stop_writing()
+            self._lose()
             self.broken()
             return
         self._stop_writing()
         if self._shut == 1:
             self._say_shut()
         self.drained()
+
+    def _lose(self) -> None:
+        """The peer reset the connection: it takes nothing more. What it said before may still be read."""
+        self._reset = True
+        self._stop_writing()
+        self._backlog.clear()
+        self.waiting = 0
 
     def _stop_writing(self) -> None:
         if self._writing:
@@ -243,17 +273,38 @@ class Leg:
         """Nothing more is to be sent, and the peer has been told."""
         return self._shut == 2
 
-    def shut(self) -> None:
-        """Nothing more will be sent (half-close); the peer is told behind what waits."""
-        if self._shut:
+    def shut(self, *, whole: bool = True) -> None:
+        """Nothing more will be sent (half-close); the peer is told behind what waits. Without `whole`, TLS says no
+        closing alert: the peer learns that what it was sent may be cut."""
+        if self._shut or self.closed:
             return
-        if self._tls is not None:
+        if self._tls is not None and whole:
+            self._hold()
             with suppress(ssl.SSLError):  # it waits for the peer's own closing alert, which reading finds
                 self._tls.unwrap()
             self._flush_tls()
         self._shut = 1
         if not self._backlog:
             self._say_shut()
+
+    def _hold(self) -> None:
+        """Decrypt what was received before the closing alert is said: OpenSSL takes such bytes for a fault behind it
+        (SSL_shutdown(3)). What ends them is found again by who reads."""
+        tls = self._tls
+        assert tls is not None
+        try:
+            while self._incoming.pending or tls.pending():
+                data = tls.read(_RECORD)
+                self._found = not data
+                if not data:
+                    break
+                self._unread += data
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            self._found = True
+        if self.held:
+            self._loop.call_soon(self.wake)
 
     def _say_shut(self) -> None:
         self._shut = 2
@@ -273,7 +324,10 @@ class Leg:
         """Shake hands, from the next byte on (first those `unread`). Raises `Failure`; the peer has its alert then."""
         self.watch(False)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = context.wrap_bio(self._incoming, self._outgoing, server, server_name, session=session)
+        try:
+            tls = context.wrap_bio(self._incoming, self._outgoing, server, server_name, session=session)
+        except (ValueError, TypeError) as error:  # an agent may ask for anything
+            raise Failure("tls", "the TLS handshake failed: the server's name is not usable") from error
         self._incoming.write(self._unread)
         self._unread = b""
         while True:
@@ -315,16 +369,12 @@ class Leg:
 
     def counts(self) -> dict[str, int] | None:
         """Bytes that came from the peer, and that it acknowledged (SYN and FIN among these), as the socket counted."""
-        try:
-            said = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        except OSError:
-            return None
-        if len(said) < _TCP_INFO_BYTES:
-            return None
-        (acked,) = struct.unpack_from("=Q", said, _BYTES_ACKED)
-        (received,) = struct.unpack_from("=Q", said, _BYTES_RECEIVED)
-        fin = said[0] in _AFTER_FIN or (said[0] == _CLOSED and not self._reset)
-        return {"received": received - fin, "acked": acked}
+        return tcp_info.counts(self.sock, reset=self._reset)
+
+    @property
+    def owing(self) -> int:
+        """Bytes that were said and that the peer has not taken yet."""
+        return 0 if self.closed or self._reset else self.waiting + tcp_info.unacknowledged(self.sock)
 
     def close(self, *, reset: bool = False) -> None:
         """Let go of the socket; with `reset` the peer gets an RST."""

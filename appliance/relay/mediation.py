@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from appliance.errors import VerbatimError
 from appliance.identity.credential import Secret
-from appliance.model import Direction, Ending
+from appliance.model import Direction, Ending, Identity
 from appliance.relay.failure import Failure
 from appliance.relay.flow import NUMBER, Flow
 from appliance.relay.leg import AGAIN, Leg
@@ -253,6 +253,12 @@ class Mediation:
             self._flow.note("token-refused", str(error), {"method": command.method})
             return self._mediator.unidentified(str(error))
         identity = replace(identity, method=command.method)
+        known = self._flow.identity
+        if known is not None and known.method == command.method and _person(known) != _person(identity):
+            text = "this connection is another identity's; connect anew"
+            self._flow.around.count("token")
+            self._flow.note("token-refused", text, {"method": command.method})
+            return self._mediator.unidentified(text)
         if identity != self._flow.identity:
             self._flow.identified(identity)
         return self._mediator.identified(identity)
@@ -291,3 +297,8 @@ class Mediation:
             self._carry_out(self._mediator.stop(reason, text))
         if not flow.over:
             flow.fail(reason, text)
+
+
+def _person(identity: Identity) -> tuple[str, str, tuple[str, ...]]:
+    """Who it is, whatever token says so."""
+    return identity.issuer, identity.subject, identity.act

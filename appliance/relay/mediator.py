@@ -11,7 +11,7 @@ is said to, or taken from, the server alone is not part of the stream: a `Note` 
 A mediator never raises on bytes of a peer: it says `Fail`, behind an error in the protocol's own language.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -60,6 +60,7 @@ class Dial:
 
     `tls`: begin with TLS; `server_name` and `alpn` as the agent offered them. `host` is a name or an address that a
     rule must allow (explicit proxy); the rules are asked again. One connection at a time: a former one must be closed.
+    `by_rule`: begin with TLS also where the rule asks for it (`upstream_tls`).
     """
 
     host: str = ""
@@ -67,6 +68,7 @@ class Dial:
     tls: bool = False
     server_name: str = ""
     alpn: tuple[str, ...] = ()
+    by_rule: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ class Context:
     alpn: str = ""
     tls: bool = False  # the agent speaks TLS already
     proxied: bool = False  # the agent spoke to the explicit proxy, and the original destination is the gateway
+    permits: Callable[[str], bool] = lambda name: True  # may the server be called so under this flow's rule?
 
 
 class Mediator(Protocol):

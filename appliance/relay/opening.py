@@ -1,6 +1,6 @@
 """What a new flow is, and who carries it: by its rule, by who speaks first, and by what the first bytes are.
 
-    a mediated protocol whose server or log-in comes first ────────────────► mediation
+    a mediated protocol whose server or log-in comes first ────────────────► mediation, or SSH on both sides
     TLS ── the server first, by SNI and ALPN; then the agent ──────────────► splice, or mediation within TLS
         └─ cannot or shall not be terminated ── refused, or ───────────────► splice of ciphertext
     an upgrade to TLS within PostgreSQL or MySQL ──────────────────────────► splice, once that is done
@@ -12,18 +12,21 @@ may speak first.
 
 import asyncio
 import contextlib
+from ipaddress import ip_address
 from typing import Final
 
 from appliance.dissect.tls_hello import ClientHello
 from appliance.errors import VerbatimError
 from appliance.identity.credential import Secret
-from appliance.relay import dial
+from appliance.model import Direction
+from appliance.relay import dial, ssh
 from appliance.relay.failure import Failure
-from appliance.relay.flow import Flow
+from appliance.relay.flow import NUMBER, Flow
+from appliance.relay.http_answer import answer
 from appliance.relay.leg import Leg
 from appliance.relay.mediation import Mediation
 from appliance.relay.mediator import Context, Dial, Mediator, Tunnel
-from appliance.relay.names import authority
+from appliance.relay.names import authority, names_host
 from appliance.relay.protocols import MEDIATORS, UPGRADES
 from appliance.relay.route import Match
 from appliance.relay.splice import Splice
@@ -40,6 +43,8 @@ class Opening:
         self._flow = flow
         self._around = flow.around
         self._address, self._port = flow.server
+        self._tunnelled = False  # within an explicit proxy's tunnel
+        self._target = ""  # the name that CONNECT gave for its server
         self._seconds = self._around.settings.relay.handshake_timeout
 
     async def run(self) -> None:
@@ -57,8 +62,10 @@ class Opening:
         flow.match = self._choose("")
         named = any(match.rule.host for match in self._around.routes.candidates(self._address, self._port))
         rule = flow.rule
+        if flow.upstream is not None and rule.mode == "mediate" and rule.application != "http":
+            flow.hang_up()  # these mediators connect themselves
         if not named and rule.mode == "mediate" and rule.application in SPEAKS_FIRST:
-            self._mediate(MEDIATORS[rule.application], connected=False)
+            await self._give(rule.application)
             return
         mediated = rule.mode == "mediate"
         if not named and not mediated and flow.upstream is None:
@@ -118,11 +125,18 @@ class Opening:
 
     async def _plain(self, prefix: bytes) -> None:
         flow = self._flow
+        if any(match.rule.host for match in self._around.routes.candidates(self._address, self._port)):
+            prefix = await self._whole_head(prefix)
         name = authority(prefix)
-        flow.match = self._choose(name)
+        try:
+            flow.match = self._choose(name)
+        except Failure as failure:
+            if name:
+                self._tell(answer(403, failure.text, close=True))
+            raise
         rule = flow.rule
         if rule.mode == "mediate":
-            self._mediate(MEDIATORS[rule.application], connected=flow.upstream is not None)
+            await self._give(rule.application, connected=flow.upstream is not None)
             return
         if flow.upstream is None:
             self._allowed()
@@ -134,6 +148,29 @@ class Opening:
             return
         flow.tell_upstream()
         self._splice()
+
+    async def _whole_head(self, prefix: bytes) -> bytes:
+        """The first bytes of HTTP up to where its Host must have come; they stay to be read. Raises `Failure`."""
+        agent = self._flow.agent
+        try:
+            async with asyncio.timeout(self._seconds):
+                while not names_host(prefix):
+                    await agent.receive()  # what was put back
+                    more = await agent.receive()
+                    prefix += more
+                    agent.unread(prefix)
+                    if not more:
+                        break
+        except TimeoutError as error:
+            raise Failure("time-out", f"the agent's first request took longer than {self._seconds:g} s") from error
+        return prefix
+
+    def _tell(self, data: bytes) -> None:
+        """The gateway's own words to the agent."""
+        flow = self._flow
+        flow.note("generated", "said by the gateway", {}, Direction.SERVER, 0, len(data))
+        self._around.recording.data(flow.trace, NUMBER[Direction.SERVER], data)
+        self._around.recording.then((flow.agent, data))
 
     # -- TLS -------------------------------------------------------------------------------------------------------
 
@@ -151,7 +188,7 @@ class Opening:
             await self._pass_opaque(hello, "pinned", "the agent did not accept the gateway's certificate before")
         elif rule.mode == "mediate" and rule.application != "http":
             name = await flow.accept_tls(("postgresql",) if rule.application == "postgres" else ())
-            self._mediate(MEDIATORS[rule.application], connected=False, server_name=name)
+            await self._give(rule.application, server_name=name)
         else:
             await self._terminate(hello, key)
 
@@ -215,6 +252,13 @@ class Opening:
         if not self._flow.over:
             Splice(self._flow)
 
+    async def _give(self, application: str, *, connected: bool = False, server_name: str = "") -> None:
+        """To who speaks this application's protocol."""
+        if application == "ssh":
+            await ssh.serve(self._flow, self._connect, self._secret, self._seconds)
+        else:
+            self._mediate(MEDIATORS[application], connected=connected, server_name=server_name)
+
     def _mediate(self, kind: type[Mediator], *, connected: bool, server_name: str = "", alpn: str = "") -> None:
         flow = self._flow
         context = Context(
@@ -228,7 +272,8 @@ class Opening:
             server_name=server_name,
             alpn=alpn,
             tls=flow.agent.tls is not None,
-            proxied=flow.proxied,
+            proxied=flow.proxied and not self._tunnelled,
+            permits=self._permits,
         )
         flow.deadline = self._around.second + self._seconds
         mediation = Mediation(flow, kind(context), self._dial, self._secret, self._splice, self._tunnel)
@@ -247,7 +292,11 @@ class Opening:
 
     def _tunnel(self, command: Tunnel) -> None:
         """Within an explicit proxy's tunnel; the server is connected."""
-        self._port = command.port
+        self._port, self._tunnelled = command.port, True
+        try:
+            ip_address(command.host)
+        except ValueError:
+            self._target = command.host
 
         async def enter() -> None:
             flow = self._flow
@@ -260,17 +309,34 @@ class Opening:
     # -- rules -----------------------------------------------------------------------------------------------------
 
     def _choose(self, name: str) -> Match | None:
-        """The rule for this name. Raises `Failure` when it refuses."""
-        match = self._around.routes.choose(self._address, self._port, name)
+        """The rule for this name. Raises `Failure` when it refuses, or where a tunnel is of another one."""
+        match = self._around.routes.choose(self._address, self._port, name or self._target)
+        if self._target and match != self._around.routes.choose(self._address, self._port, self._target):
+            raise Failure("refused-by-rule", "the name within the tunnel is of another rule than that of CONNECT")
         if match is not None and match.rule.lane == "refuse":
             called = f" ({name})" if name.isprintable() and name else ""
             raise Failure("refused-by-rule", f"rule {match.number} refuses {self._address} port {self._port}{called}")
         return match
 
+    def _permits(self, name: str) -> bool:
+        """Is a server of this name under the same rule as the flow?"""
+        return self._around.routes.choose(self._address, self._port, name or self._target) == self._flow.match
+
     def _allowed(self) -> None:
-        """A rule must open what is dialled. Raises `Failure`."""
-        if self._flow.match is None:
+        """A rule must open what is dialled, and to this agent: the program asks one of all rules for the same address,
+        which differ by name. Raises `Failure`."""
+        flow = self._flow
+        if flow.match is None:
             raise Failure("refused-by-rule", f"no rule opens {self._address} port {self._port}")
+        rule = flow.match.rule
+        asked = rule.unbound or rule.relay.identify == "token" or flow.proxied
+        if not asked and not flow.lease and self._around.kernel is not None:
+            raise Failure("no-lease", f"rule {flow.match.number} is for agents with a lease")
+
+    async def _connect(self) -> Leg:
+        """The original destination."""
+        self._allowed()
+        return await self._flow.dial(self._address, self._port, self._flow.rule)
 
     async def _dial(self, command: Dial) -> Leg:
         flow, loop = self._flow, self._around.loop
@@ -291,7 +357,7 @@ class Opening:
             except Failure as found:
                 failure = found
                 continue
-            if command.tls:
+            if command.tls or (command.by_rule and flow.rule.upstream_tls == "require"):
                 await flow.secure_upstream(flow.rule, command.server_name or host, command.alpn)
             flow.tell_upstream()
             return leg

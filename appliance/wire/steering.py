@@ -57,7 +57,8 @@ class Steering:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._maps: dict[str, bpf.Map] = {}
-        self._slots: dict[int, RelayValue] = {}
+        self._places: dict[int, tuple[int, RelayValue]] = {}  # by what `register` gave out: where it is now
+        self._given = 0
         number = worker_number(os.getpid())
         if number is None:
             raise Unavailable("/proc: not mounted; a relay cannot name itself without")
@@ -90,8 +91,8 @@ class Steering:
 
     def close(self) -> None:
         """Unregister, and let go of the maps. Legs that were not taken stay until the process ends."""
-        for slot in list(self._slots):
-            self.unregister(slot)
+        for given in list(self._places):
+            self.unregister(given)
         self._release()
 
     def _release(self) -> None:
@@ -110,33 +111,42 @@ class Steering:
         old, self._maps = self._maps, fresh
         for each in old.values():
             os.close(each.fd)
-        lost = [slot for slot, value in self._slots.items() if self._relays.lookup(U32.pack(slot)) != value.pack()]
-        for slot in lost:
-            value = self._slots.pop(slot)
-            self.register(value.port)
+        lost = [given for given in self._places if not self._stands(given)]
+        for given in lost:
+            value = self._places[given][1]
+            self._places[given] = self._take_place(value), value
         return not same or bool(lost)
+
+    def _stands(self, given: int) -> bool:
+        slot, value = self._places[given]
+        return self._relays.lookup(U32.pack(slot)) == value.pack()
 
     @property
     def _relays(self) -> bpf.Map:
         return self._maps["relays"]
 
     def register(self, port: int) -> int:
-        """Take new connections at `port`, where this process listens; the slot. Raises `Unavailable`: none is free."""
+        """Take new connections at `port`, where this process listens; what to unregister by. Raises `Unavailable`."""
         value = RelayValue(self._worker, port)
+        slot, given = self._take_place(value), self._given
+        self._places[given] = slot, value
+        self._given += 1
+        return given
+
+    def _take_place(self, value: RelayValue) -> int:
         for slot in range(abi.RELAYS_MAX):
             with suppress(FileExistsError):
                 self._relays.update(U32.pack(slot), value.pack(), bpf.NOEXIST)
-                self._slots[slot] = value
                 return slot
         raise Unavailable(
             f"relay: all {abi.RELAYS_MAX} places are taken; run fewer workers, or wait for old ones to end"
         )
 
-    def unregister(self, slot: int) -> None:
-        """Take no new connections at the port of this slot. Established ones, and handshakes that began, go on."""
-        value = self._slots.pop(slot, None)
-        if value is not None and self._relays.lookup(U32.pack(slot)) == value.pack():
-            self._relays.delete(U32.pack(slot))
+    def unregister(self, given: int) -> None:
+        """Take no new connections at that port. Established ones, and handshakes that began, go on."""
+        if given in self._places and self._stands(given):
+            self._relays.delete(U32.pack(self._places[given][0]))
+        self._places.pop(given, None)
 
     def registered(self) -> int:
         """How many relays take connections, of this process and of others."""

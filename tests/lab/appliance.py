@@ -73,13 +73,15 @@ def _is_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
-def relayed(lab: Lab, kind: type[Service], port: int, **relay: Any) -> list[Rule]:
+def relayed(lab: Lab, kind: type[Service], port: int, *, host: str = "", **relay: Any) -> list[Rule]:
     """Rules that send what agents say to a port of a service through a relay; `relay` is the rules' `[rules.relay]`.
 
+    With `host` only what they say to that name.
     The server's certificate is verified with the lab's authority unless `relay` says otherwise.
     """
     how = {"ca": str(lab.pki.certificate)} | relay
-    return [_rule(address, port, "tcp", lane="relay", relay=how) for address in lab.addresses(kind)]
+    named = {"host": host} if host else {}
+    return [_rule(address, port, "tcp", **named, lane="relay", relay=how) for address in lab.addresses(kind)]
 
 
 def _rule(address: str, port: int, protocol: str, **more: Any) -> Rule:
@@ -256,10 +258,12 @@ class Appliance:
 
     # -- what was recorded -------------------------------------------------------------------------------------------
 
-    def verbatim(self, *args: str, check: bool = True, env: Mapping[str, str] | None = None) -> Done:
+    def verbatim(
+        self, *args: str, check: bool = True, env: Mapping[str, str] | None = None, input: str | None = None
+    ) -> Done:
         """The command line on the gateway: `verbatim ARGS --config …`."""
         command = [str(PYTHON), "-m", "appliance", *args, "--config", str(self.config)]
-        return self.lab.gateway.run(command, check=check, env=env, timeout=60)
+        return self.lab.gateway.run(command, check=check, env=env, timeout=60, input=input)
 
     def get(self, path: str, headers: Mapping[str, str] | None = None, **query: Any) -> httpx.Response:
         """GET from the API as an auditor."""

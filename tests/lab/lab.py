@@ -253,7 +253,7 @@ class Lab:
         host = self._host(kind.name)
         connect(host, nic("eth0", UPSTREAM, kind.number), self._switch, kind.name)
         route_by(host, self.upstream_nic)
-        names = {f"{other.name}.{DOMAIN}": self.addresses(other) for other in self.kinds}
+        names = {name: self.addresses(other) for other in self.kinds for name in other.names()}
         self.services[kind.name] = kind(Site(host, self.folder / "services", self.pki, names, self.secrets))
 
     def _management_network(self) -> None:

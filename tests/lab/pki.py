@@ -1,5 +1,6 @@
 """The lab's certificate authority: what its servers' certificates are signed with."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -69,14 +70,16 @@ class Pki:
         file: str = "",
         days: tuple[int, int] = VALID,
         client: bool = False,
+        aliases: Sequence[str] = (),
     ) -> tuple[Path, Path]:
         """Certificate and key files of the server `name`; or of a `client`, who has a name only.
 
-        `file`: what the files are called, if not as the server; `days`: valid from and to, counted from today.
+        `file`: what the files are called, if not as the server; `days`: valid from and to, counted from today;
+        `aliases`: further names of the server.
         """
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName(name), *(x509.IPAddress(ip_address(address)) for address in addresses)]
+        names = [*map(x509.DNSName, (name, *aliases)), *(x509.IPAddress(ip_address(address)) for address in addresses)]
         leaf = (
             self._builder(_name(name), key, days)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)

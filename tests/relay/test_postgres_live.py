@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -22,14 +23,17 @@ from appliance.model import Identity
 from appliance.relay.worker import Worker
 from tests.dissect import postgres_lab
 from tests.dissect.harness import C, S, play
+from tests.dissect.postgres_bytes import packet, z
 from tests.dissect.postgres_lab import Server
 from tests.lab.pki import Pki
 from tests.lab.wait import until
+from tests.relay.postgres_play import authentication
 from tests.relay.running import Recorded, Running
 
 NAME = "db.example.com"
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZ2VudC03In0.c2lnbmF0dXJl"
 AGENT = Identity(issuer="https://login.example.com", subject="agent-7")
+START = packet(196608, z("user", "scram", "database", "postgres") + b"\0")
 Start = Callable[..., Running]
 
 pytestmark = pytest.mark.skipif(not postgres_lab.available(), reason="needs PostgreSQL 15 and root")
@@ -51,7 +55,7 @@ def start(tmp_path: Path, server: Server, pki: Pki) -> Iterator[Start]:
     """Starts a relay in front of the server; its rule has what is given."""
     begun: list[Running] = []
 
-    def begin(role: str = "", password: str = "", former: str = "", **relay: Any) -> Running:
+    def begin(role: str = "", password: str = "", former: str = "", seconds: float = 10.0, **relay: Any) -> Running:
         rule = {"application": "postgres", "mode": "mediate", "ca": str(pki.certificate)}
         if role:
             rule["secret"] = "orders"
@@ -62,7 +66,8 @@ def start(tmp_path: Path, server: Server, pki: Pki) -> Iterator[Start]:
             worker.around.secret = lambda name: secret
 
         rules = [{"to": "127.0.0.0/8", "lane": "relay", "protocol": "tcp", "relay": rule | relay}]
-        one = Running(tmp_path / "data", rules, ("127.0.0.1", server.port), prepare)
+        limits = {"handshake_timeout": seconds}
+        one = Running(tmp_path / "data", rules, ("127.0.0.1", server.port), prepare, relay=limits)
         begun.append(one.__enter__())
         return one
 
@@ -188,19 +193,20 @@ def test_psycopg_and_what_a_session_needs(start: Start) -> None:
     assert len(flow.data[1]) > 20_000_000
 
 
+async def by_asyncpg(relay: Running, user: str, password: str, sql: str, *values: object) -> object:
+    context = ssl.create_default_context(cafile=str(relay.ca))
+    one = await asyncpg.connect(
+        host="127.0.0.1", port=relay.port, database="postgres", user=user, password=password, ssl=context, timeout=10
+    )
+    try:
+        return await one.fetchval(sql, *values)
+    finally:
+        await one.close()
+
+
 def test_asyncpg_and_sqlalchemy(start: Start) -> None:
     relay = start("scram", identify="token")
-
-    async def ask() -> object:
-        context = ssl.create_default_context(cafile=str(relay.ca))
-        place = {"host": "127.0.0.1", "port": relay.port, "database": "postgres"}
-        one = await asyncpg.connect(**place, user="agent", password=TOKEN, ssl=context, timeout=10)
-        try:
-            return await one.fetchval("SELECT $1::int + 1", 41)
-        finally:
-            await one.close()
-
-    assert asyncio.run(ask()) == 42
+    assert asyncio.run(by_asyncpg(relay, "agent", TOKEN, "SELECT $1::int + 1", 41)) == 42
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn(relay, password=TOKEN))
     )
@@ -214,17 +220,7 @@ def test_asyncpg_and_sqlalchemy(start: Start) -> None:
 def test_asyncpg_with_a_password_of_its_own(start: Start, server: Server) -> None:
     """It cannot bind to a channel, and says so: nothing is missing to it."""
     relay = start()
-
-    async def ask() -> object:
-        context = ssl.create_default_context(cafile=str(relay.ca))
-        place = {"host": "127.0.0.1", "port": relay.port, "database": "postgres"}
-        one = await asyncpg.connect(**place, user="scram", password=server.password, ssl=context, timeout=10)
-        try:
-            return await one.fetchval("SELECT current_user")
-        finally:
-            await one.close()
-
-    assert asyncio.run(ask()) == "scram"
+    assert asyncio.run(by_asyncpg(relay, "scram", server.password, "SELECT current_user")) == "scram"
     recorded(relay)
 
 
@@ -374,6 +370,14 @@ def test_an_own_password_passes_and_is_kept_by_length_only(
     assert b"SCRAM-SHA-256-PLUS" not in flow.data[1]
 
 
+def test_an_own_password_over_tls_that_the_rule_adds(start: Start, server: Server) -> None:
+    relay = start(upstream_tls="require")
+    sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+    done = psql(relay, sql, user="scram", password=server.password, sslmode="disable")
+    assert done.stdout == "t\n", done.stderr
+    recorded(relay)
+
+
 def test_channel_binding_that_was_withheld_has_a_clear_end(start: Start, server: Server) -> None:
     relay = start()
     done = psql(relay, "SELECT 1", user="scram", password=server.password)
@@ -381,6 +385,27 @@ def test_channel_binding_that_was_withheld_has_a_clear_end(start: Start, server:
     assert "HINT:  Connect with channel_binding=disable" in done.stderr
     (flow,) = recorded(relay)
     assert flow.refused == ["channel-binding"]
+
+
+def test_a_client_without_a_password_of_its_own_may_come_again(start: Start) -> None:
+    relay = start()
+    assert "no password supplied" in psql(relay, "SELECT 1", user="plain").stderr
+    (flow,) = recorded(relay)
+    assert flow.closed["ending"] == "fin"
+    assert not flow.refused
+
+
+def test_a_client_that_waits_too_long(start: Start) -> None:
+    relay = start(seconds=0.5)
+    with socket.create_connection(relay.address) as one:
+        one.sendall(START)
+        asked = one.recv(100)
+        assert asked == authentication(10, z("SCRAM-SHA-256") + b"\0")
+        told = b"".join(iter(lambda: one.recv(4096), b""))
+    assert told.startswith(b"E")
+    assert b"\0C57014\0" in told
+    (flow,) = recorded(relay)
+    assert flow.refused == ["time-out"]
 
 
 def test_an_own_password_that_is_wrong(start: Start) -> None:

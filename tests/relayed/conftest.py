@@ -5,9 +5,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab
-from tests.lab.appliance import Appliance, relayed
-from tests.lab.services import Llm, Postgres, TlsPostgres, Web
+from tests.lab.appliance import Appliance, Rule, literal, relayed
+from tests.lab.services import Grpc, Llm, Postgres, Tls, TlsPostgres, Web, WebSocket, tls
 from tests.lab.task import Task
+
+PROXY_PORT = 3128
+HANDSHAKE, IDLE = 6.0, 12.0  # seconds, of the settings of that name
+CONNECTIONS = 40  # of a lease, at one time
+MODEL = "model.lab.test"  # the language models, where agents show an access token
+MODEL_KEY, CLIENT = "model-key", "lab-client"  # names of secrets
+NAMED_PORT = 8090  # open on the wire to those who looked the name up
+LAB = "*.lab.test"
 
 
 @pytest.fixture(scope="session")
@@ -21,12 +29,49 @@ def appliance(lab: Lab) -> Iterator[Appliance]:
     rules = [
         *relayed(lab, Web, 443),
         *relayed(lab, Web, 80),
+        *relayed(lab, Web, 8080),
         *relayed(lab, Postgres, 5432, source="agent"),
         *relayed(lab, TlsPostgres, 5432),
         *relayed(lab, Llm, 443),
+        *relayed(lab, Llm, 443, host=MODEL, application="http", mode="mediate", identify="token", secret=MODEL_KEY),
+        *relayed(lab, WebSocket, 80),
+        *relayed(lab, WebSocket, 443),
+        *relayed(lab, Grpc, Grpc.port),
+        *relayed(lab, Grpc, Grpc.clear_port),
+        *_kinds_of_tls(lab),
+        *_by_name_only(lab, Llm, 80),
+        {"host": f"tls.{LAB[2:]}", "port": NAMED_PORT, "protocol": "tcp", "lane": "tap"},
     ]
-    with Appliance(lab, lab.folder / "data", rules=rules) as appliance:
+    proxy = [f"{literal(address)}:{PROXY_PORT}" for address in lab.gateway_nic(1).addresses]
+    limits = {"handshake_timeout": HANDSHAKE, "idle_timeout": IDLE, "max_connections_per_lease": CONNECTIONS}
+    changes = {"relay": {"proxy": proxy, **limits}}
+    with Appliance(lab, lab.folder / "data", changes, rules) as appliance:
         yield appliance
+
+
+def _kinds_of_tls(lab: Lab) -> list[Rule]:
+    """Bad certificates are refused where the server's address is of IPv4; otherwise they are passed, or accepted."""
+    refused, passed, accepted = {}, {"opaque": "pass"}, {"verify": False}
+    found = [*_by_name_only(lab, Tls, tls.TLS13), *relayed(lab, Tls, tls.TLS12)]
+    for port, otherwise in ((tls.EXPIRED, accepted), (tls.MISNAMED, passed), (tls.UNTRUSTED, passed)):
+        found += [relayed(lab, Tls, port, **refused)[0], relayed(lab, Tls, port, **otherwise)[1]]
+    return [*found, *relayed(lab, Tls, tls.CLIENT_CERTIFICATE, client_certificate=CLIENT)]
+
+
+def _by_name_only(lab: Lab, kind: type[Llm | Tls], port: int) -> list[Rule]:
+    """Open to agents that name a host of the lab, by SNI or in HTTP."""
+    named = relayed(lab, kind, port, host=LAB)
+    return [*named, *({"to": rule["to"], "port": port, "protocol": "tcp", "lane": "refuse"} for rule in named)]
+
+
+@pytest.fixture(scope="session")
+def credentials(lab: Lab, appliance: Appliance) -> None:
+    """The secrets that the rules name."""
+    appliance.verbatim("secret", "set", MODEL_KEY, "--kind", "token", input=lab.llm.key)
+    certificate, key = lab.tls.client
+    appliance.verbatim(
+        "secret", "set", CLIENT, "--kind", "tls-client", "--file", str(key), "--certificate", str(certificate)
+    )
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ class Linux:
     def __init__(self) -> None:
         self.queue = bytearray()
         self.waiting: list[tuple[int, bytes]] = []
+        self.nested = False  # a node that grew lies over a later one, which stays in the queue all the same
 
     def segment(self, start: int, data: bytes) -> None:
         """`tcp_data_queue`."""
@@ -30,6 +31,7 @@ class Linux:
             if end <= first + len(part):
                 return  # all of it is there
             if start == first + len(part):  # tcp_ooo_try_coalesce
+                self.nested |= any(start <= node[0] < end for node in self.waiting)
                 self.waiting[len(before) - 1] = (first, part + data)
                 return
         # what begins at or behind the new one and does not reach beyond it goes

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 
 import pytest
+from scapy.layers.inet import ICMP, IP, TCP
 
 from appliance.identity.leases import LeaseUnknown
 from appliance.model import Identity
@@ -395,10 +396,19 @@ def test_nothing_steered_leaves_when_the_way_to_the_relay_is_gone(net: Net, wire
             sh("tc", "filter", "del", "dev", "upstream0", "egress", netns=net.gateway)
             for server in (NOWHERE, NOWHERE6):
                 assert not works(net, server)
+            complain(net, sock)  # without a socket of its own, which the kernel would not forward anyway
         finally:
             wire.process.send_signal(signal.SIGCONT)
         until("it works again", lambda: works(net, NOWHERE))
     assert not sniffer.seen((AGENT, AGENT6, NOWHERE))
+
+
+def complain(net: Net, sock: socket.socket) -> None:
+    """The agent's host sends an ICMP error about what the relay sent."""
+    quoted = IP(src=NOWHERE, dst=AGENT) / TCP(sport=PORT, dport=sock.getsockname()[1])
+    error = IP(src=AGENT, dst=NOWHERE) / ICMP(type=3, code=4, nexthopmtu=1400) / bytes(quoted)[:28]
+    with inside(net.agent, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)) as raw:
+        raw.sendto(bytes(error), (NOWHERE, 0))
 
 
 def works(net: Net, server: str) -> bool:

@@ -48,6 +48,7 @@ class Service(ABC):
     name: ClassVar[str]
     number: ClassVar[int]
     openings: ClassVar[Sequence[Opening]]
+    aliases: ClassVar[Sequence[str]] = ()  # further names of the host
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM
 
     def __init__(self, site: Site) -> None:
@@ -63,6 +64,11 @@ class Service(ABC):
     @property
     def fqdn(self) -> str:
         return f"{self.name}.{DOMAIN}"
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """All names of its host."""
+        return [f"{name}.{DOMAIN}" for name in (cls.name, *cls.aliases)]
 
     @property
     def addresses(self) -> tuple[str, str]:
@@ -93,7 +99,7 @@ class Service(ABC):
 
     def certificate(self, user: str = "root") -> tuple[Path, Path]:
         """The server's certificate and key, signed by the lab's authority; the key is readable by `user` only."""
-        made = self.site.pki.issue(self.fqdn, self.addresses)
+        made = self.site.pki.issue(self.fqdn, self.addresses, aliases=self.names()[1:])
         certificate, key = (Path(shutil.copy(path, self.folder)) for path in made)
         shutil.chown(key, user)
         key.chmod(0o600)

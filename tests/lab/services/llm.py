@@ -11,6 +11,7 @@ from tests.lab.services.base import Opening, Service
 class Llm(Service):
     name: ClassVar[str] = "llm"
     number: ClassVar[int] = 40
+    aliases: ClassVar = ("model",)  # where agents show a token of their own
     openings: ClassVar = (Opening("tcp", 80), Opening("tcp", 443))
 
     key: str  # what clients must show

@@ -1,0 +1,521 @@
+"""HTTP/1.1 in the path (RFC 9110, RFC 9112): whose request it is, with which credential it goes on, and whether two
+readers would take it for the same thing; also as an explicit proxy (CONNECT, absolute-form).
+
+    agent:  head → (token → identity) → (server is connected) → body ┐ one request at a time: what an agent sends
+    server:                             head → body → whole answer ──┘ ahead waits, and no answer can be another's
+
+    101 to WebSocket: splice          CONNECT: tunnel          refused: answered; late bytes are recorded, not passed
+
+Bytes pass as they came, but for heads that the gateway has to change: a credential that is put in or taken out, fields
+that are for a proxy, an upgrade to a protocol that would escape. What is ambiguous (request smuggling) ends the flow
+with 400, from a server with 502. One connection has one rule: a request whose Host leads to another one gets 421.
+"""
+
+from typing import Final
+
+from appliance.config import RelayRule
+from appliance.identity.credential import Secret
+from appliance.model import Direction, Identity
+from appliance.relay.failure import Failure
+from appliance.relay.http_answer import MISDIRECTED, answer, dial_status, status_of
+from appliance.relay.http_body import BodyReader
+from appliance.relay.http_credentials import (
+    AUTHORIZED,
+    PROXY_AUTHORIZED,
+    Range,
+    credential_field,
+    credential_note,
+    hidden,
+    loose_secrets,
+    token_in,
+)
+from appliance.relay.http_head import (
+    CRLF,
+    REQUEST_LINE,
+    STATUS_LINE,
+    Ambiguous,
+    Framing,
+    HeadScan,
+    Malformed,
+    Request,
+    Response,
+    parse_request,
+    parse_response,
+    response_body,
+)
+from appliance.relay.http_late import Late
+from appliance.relay.http_target import Target, target_of
+from appliance.relay.mediator import (
+    ANY,
+    Commands,
+    Context,
+    Dial,
+    Fail,
+    HangUp,
+    Identify,
+    Note,
+    Pass,
+    Say,
+    Shut,
+    Splice,
+    Take,
+    Tunnel,
+)
+
+MAX_AHEAD: Final = 64 * 1024  # bytes of requests that wait for the answer to the one before
+CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
+KEEPS: Final = (401, 407)  # answers behind which an agent may come again with a token
+
+
+class Http1:
+    """One connection of an agent."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._rule: RelayRule = context.rule
+        self._secret: Secret | None = context.secret
+        self._told = False  # that the rule's credential is used
+        self._named = False  # a token came on this connection: each request needs one
+        self._agent, self._server = bytearray(), bytearray()  # what is not whole, and what waits behind it
+        self._heads, self._answers = HeadScan(REQUEST_LINE), HeadScan(STATUS_LINE)
+        self._blank = False  # an empty line before a request was taken
+        self._request: Request | None = None  # waits for an identity, or a connection
+        self._target = Target("")  # of that request
+        self._token = ""  # likewise
+        self._sending: BodyReader | None = None  # a request's body
+        self._asked = b""  # method of the request whose answer is to come
+        self._answering = False  # its head has passed
+        self._receiving: BodyReader | None = None  # an answer's body
+        self._expecting = False  # the agent waits for 100 before it sends the body
+        self._upgrading = False
+        self._connected: tuple[str, int] | None = None  # the server that is connected
+        self._agent_ended = False
+        self._late: Late | None = None  # the last answer is said
+        self._done = False
+        self.ready = True  # a request may come at any time: there is no log-in
+
+    # -- what is read ----------------------------------------------------------------------------------------------
+
+    def limit(self, direction: Direction) -> int:
+        if self._done:
+            return 0
+        if direction is CLIENT and self._late is None and len(self._agent) >= MAX_AHEAD:
+            return 0
+        return ANY
+
+    def start(self) -> Commands:
+        return []
+
+    def routed(self, rule: RelayRule, secret: Secret | None) -> None:
+        """The rule of the server that was dialled."""
+        self._rule, self._secret = rule, secret
+
+    def receive(self, direction: Direction, data: bytes) -> Commands:
+        out: Commands = []
+        if self._late is not None:
+            return self._late.take(data) if direction is CLIENT else out
+        if direction is CLIENT:
+            self._agent += data
+            self._more(out)
+            return out
+        self._server += data
+        try:
+            self._answer_on(out)
+        except Malformed as fault:
+            self._refuse_answer(fault, out)
+        return out
+
+    @property
+    def _tokens(self) -> bool:
+        """Whether what the agent says may hold a token for the gateway."""
+        return self._context.proxied or self._rule.identify == "token"
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def _more(self, out: Commands) -> None:
+        """Go on with what the agent has sent."""
+        try:
+            self._requests(out)
+        except Malformed as fault:
+            self._refuse(fault, out)
+        self._settle(out)
+
+    def _requests(self, out: Commands) -> None:
+        agent = self._agent
+        while agent and self._request is None and not self._done and self._late is None:
+            if self._sending is not None:
+                size = self._sending.take(agent)
+                if not size:
+                    return
+                self._expecting = False
+                out.append(Pass(CLIENT, bytes(agent[:size])))
+                del agent[:size]
+                if self._sending.done:
+                    self._sending = None
+                continue
+            if self._asked:
+                return
+            if not self._blank and CRLF.startswith(bytes(agent[:2])):  # RFC 9112 §2.2
+                if len(agent) < len(CRLF):
+                    return
+                self._blank = True
+                out.append(Take(CLIENT, CRLF))
+                del agent[:2]
+                continue
+            size = self._heads.find(agent)
+            if not size:
+                return
+            request = parse_request(bytes(agent[:size]))
+            self._target = target_of(request)
+            if not self._context.proxied and request.method == b"CONNECT":
+                raise Ambiguous("target", "CONNECT to a server that is no proxy")
+            if self._context.proxied and not self._target.absolute and request.method != b"CONNECT":
+                raise Malformed("not a request for a proxy: neither CONNECT nor an absolute target")
+            del agent[:size]
+            self._request, self._blank = request, False
+            self._judge(request, out)
+
+    def _judge(self, request: Request, out: Commands) -> None:
+        """A whole head: may its server be asked, and who says it?"""
+        context = self._context
+        if not context.proxied and not context.permits(self._target.host or context.server_name):
+            self._decline(MISDIRECTED, "host", "the request's Host is of another rule than the connection", out)
+            return
+        name = PROXY_AUTHORIZED if context.proxied else AUTHORIZED
+        given = request.values(name) if self._tokens else []
+        self._token = token_in(given)
+        if self._token:
+            out.append(Identify(self._token, "http-proxy" if context.proxied else "http-authorization"))
+        elif given:
+            self._refuse_token("the access token must come once, as Bearer or as the password of Basic", out)
+        elif self._needs_token:
+            how = "as the proxy's password" if context.proxied else "as Authorization: Bearer"
+            self._refuse_token(f"an access token is needed {how}", out)
+        else:
+            self._proceed(out)
+
+    @property
+    def _needs_token(self) -> bool:
+        known = self._context.identity
+        if self._context.proxied:
+            return known is None or self._named
+        return self._rule.identify == "token" and (known is None or known.method == "lease" or self._named)
+
+    def _refuse_token(self, text: str, out: Commands) -> None:
+        self._decline(407 if self._context.proxied else 401, "token", text, out)
+
+    def identified(self, identity: Identity) -> Commands:
+        out: Commands = []
+        if self._request is not None:
+            self._named = True
+            self._proceed(out)
+        self._more(out)
+        return out
+
+    def unidentified(self, text: str) -> Commands:
+        out: Commands = []
+        if self._request is not None:
+            self._refuse_token(text, out)
+        self._more(out)
+        return out
+
+    def _proceed(self, out: Commands) -> None:
+        """The request in hand goes on, once its server is connected."""
+        request, target, context = self._request, self._target, self._context
+        assert request is not None
+        if not context.proxied:
+            if self._connected is not None:
+                self._send(request, out)
+            else:
+                alpn = (context.alpn,) if context.alpn else ()
+                name = context.server_name or target.host
+                out.append(Dial(tls=context.tls, server_name=name, alpn=alpn, by_rule=True))
+            return
+        server = (target.host, target.port)
+        if self._connected == server and request.method != b"CONNECT":
+            self._send(request, out)
+            return
+        if self._connected is not None:
+            out.append(HangUp())
+        self._connected = None
+        tls = target.scheme == b"https"
+        by_rule = request.method != b"CONNECT"
+        out.append(Dial(target.host, target.port, tls, target.host, ("http/1.1",) if tls else (), by_rule))
+
+    def dialled(self) -> Commands:
+        out: Commands = []
+        target, request = self._target, self._request
+        self._connected = (target.host, target.port)
+        if request is not None and request.method == b"CONNECT":
+            self._open_tunnel(request, out)
+        elif request is not None:
+            self._send(request, out)
+        self._more(out)
+        return out
+
+    def _open_tunnel(self, request: Request, out: Commands) -> None:
+        if self._agent:
+            self._decline(400, "desynchronised", "bytes behind CONNECT before it was answered", out)
+            return
+        self._done, self._request = True, None
+        self._take(request, out)
+        out.append(Say(CLIENT, b"HTTP/1.1 200 Connection established\r\n\r\n"))
+        out.append(Tunnel(self._target.host, self._target.port))
+
+    def dial_failed(self, reason: str, text: str) -> Commands:
+        out: Commands = []
+        if self._request is None:
+            self._condemn(dial_status(reason), reason, text, out)
+        else:
+            self._decline(dial_status(reason), reason, text, out)
+        self._settle(out)
+        return out
+
+    def _send(self, request: Request, out: Commands) -> None:
+        """To the server, with what has to be changed."""
+        drop: set[bytes] = set()
+        add: list[tuple[bytes, bytes]] = []
+        if self._secret is not None:
+            try:
+                add.append(credential_field(self._secret))
+            except Failure as failure:
+                self._decline(503, failure.reason, failure.text, out)
+                return
+            drop.add(add[0][0])
+            if not self._told:
+                self._told = True
+                out.append(credential_note(self._secret, add[0][0]))
+        if self._context.proxied:
+            drop |= {PROXY_AUTHORIZED, b"proxy-connection"}
+        if self._authorization_is_ours(request):
+            drop.add(AUTHORIZED)
+        self._upgrading = _to_websocket(request)
+        if request.values(b"upgrade") and not self._upgrading:
+            drop |= {b"upgrade", b"http2-settings", b"connection"}
+            kept = [each for each in request.members(b"connection") if each not in (b"upgrade", b"http2-settings")]
+            add += [(b"Connection", b", ".join(kept))] if kept else []
+        first = b""
+        if self._target.absolute and self._context.proxied:
+            first = b" ".join((request.method, self._target.path, b"HTTP/1.%d" % request.minor))
+        if first or add or any(field.name in drop for field in request.fields):
+            self._take(request, out)
+            out.append(Say(SERVER, request.without(drop, first, add)))
+        else:
+            out.append(Pass(CLIENT, request.raw))
+        self._request, self._token = None, ""
+        self._asked = request.method
+        self._expecting = b"100-continue" in request.members(b"expect") and request.body.framing is not Framing.NONE
+        body = BodyReader(request.body)
+        self._sending = None if body.done else body
+
+    def _authorization_is_ours(self, request: Request) -> bool:
+        """Authorization holds a token for the gateway, so that the server must not see it."""
+        if self._rule.identify == "token":
+            return True
+        return bool(self._token) and token_in(request.values(AUTHORIZED)) == self._token
+
+    def _take(self, request: Request, out: Commands) -> None:
+        """On record, without what the gateway took for itself."""
+        names = {PROXY_AUTHORIZED} if self._context.proxied else set()
+        if self._authorization_is_ours(request):
+            names.add(AUTHORIZED)
+        ranges: list[Range] = []
+        for field in request.fields:
+            shown = hidden(field.value)
+            if field.name in names and len(field.value) > shown:
+                start = field.value_start
+                ranges.append((start + shown, start + len(field.value), field.name.decode()))
+        out.append(Take(CLIENT, request.raw, tuple(ranges)))
+
+    # -- answers ---------------------------------------------------------------------------------------------------
+
+    def _answer_on(self, out: Commands) -> None:
+        server = self._server
+        while server and not self._done and self._late is None:
+            if self._receiving is not None:
+                size = self._receiving.take(server)
+                if not size:
+                    return
+                out.append(Pass(SERVER, bytes(server[:size])))
+                del server[:size]
+                if self._receiving.done:
+                    self._answered(out)
+                continue
+            if not self._asked:
+                raise Ambiguous("unasked", "an answer to nothing")
+            size = self._answers.find(server)
+            if not size:
+                return
+            head = parse_response(bytes(server[:size]))
+            body = response_body(head, self._asked)
+            if head.status == 101 and not (self._upgrading and b"websocket" in head.members(b"upgrade")):
+                raise Ambiguous("unasked", "another protocol, for which nobody asked")
+            del server[:size]
+            out.append(Pass(SERVER, head.raw))
+            if head.status == 101:
+                self._switch(out)
+            elif head.status < 200:
+                self._expecting = self._expecting and head.status != 100
+            else:
+                self._begin_answer(head, BodyReader(body), out)
+
+    def _begin_answer(self, head: Response, body: BodyReader, out: Commands) -> None:
+        self._answering, self._receiving = True, body
+        if body.done:
+            self._answered(out)
+
+    def _answered(self, out: Commands) -> None:
+        """An answer is whole."""
+        self._answering, self._receiving, self._asked, self._upgrading = False, None, b"", False
+        if self._expecting:  # nobody can tell whether the body still comes
+            self._close(out)
+        else:
+            self._more(out)
+
+    def _switch(self, out: Commands) -> None:
+        """WebSocket, from the next byte on."""
+        self._done = True
+        if self._server:
+            out.append(Pass(SERVER, bytes(self._server)))
+        if self._agent:
+            out.append(Pass(CLIENT, bytes(self._agent)))
+        out.append(Splice())
+
+    # -- ends ------------------------------------------------------------------------------------------------------
+
+    def ended(self, direction: Direction) -> Commands:
+        out: Commands = []
+        if direction is CLIENT:
+            self._agent_ended = True
+            if self._late is not None:
+                return self._late.end()
+            self._settle(out)
+        elif not self._done and self._late is None:
+            self._server_ended(out)
+        return out
+
+    def _settle(self, out: Commands) -> None:
+        """Once the agent has ended and everything of it was dealt with, the server is told."""
+        if not self._agent_ended or self._done or self._late is not None or self._request is not None:
+            return
+        if self._sending is not None:
+            self._take_held(out)
+            self._sending = None
+            out.append(Note("truncated", "the agent ended within a request's body", {"side": "agent"}))
+            out.append(Shut(SERVER))
+        elif self._asked:
+            if not self._agent:
+                out.append(Shut(SERVER))
+        elif self._agent:
+            self._refuse(Malformed("the agent ended within a head"), out)
+        else:
+            self._close(out)
+
+    def _server_ended(self, out: Commands) -> None:
+        if self._server:
+            out.append(Take(SERVER, bytes(self._server)))
+            self._server.clear()
+        if self._asked and not (self._receiving is not None and self._receiving.until_close):
+            where = "within" if self._answering else "without"
+            self._condemn(502, "server-gone", f"the server ended {where} an answer", out)
+        elif not self._asked and (self._context.proxied or self._request is not None):
+            self._connected = None  # the next request connects again
+            out.append(HangUp())
+        else:
+            self._close(out)
+
+    def _close(self, out: Commands) -> None:
+        """The last answer is said: what else the agent sends is late."""
+        self._take_held(out)
+        self._shut("", "", out)
+
+    def _shut(self, reason: str, text: str, out: Commands) -> None:
+        self._late = Late(reason, text, hides=self._tokens)
+        self._asked, self._answering, self._sending, self._receiving = b"", False, None, None
+        if self._connected is not None:
+            out.append(HangUp())
+        out.append(Shut(CLIENT))
+        if self._agent_ended:
+            out += self._late.end()
+
+    def secured(self, peer: Direction) -> Commands:
+        return []
+
+    def stop(self, reason: str, text: str) -> Commands:
+        out: Commands = []
+        if self._late is None and not self._done:
+            waits = self._request is not None or bool(self._asked) or bool(self._agent)
+            words = self._words(status_of(reason), text)
+            self._take_held(out)
+            if waits and not self._answering:
+                out.append(words)
+        return [*out, Fail(reason, text)]
+
+    # -- refusals --------------------------------------------------------------------------------------------------
+
+    def _refuse(self, fault: Malformed, out: Commands) -> None:
+        """What the agent says is not to be passed on."""
+        size, waits = len(self._agent), self._sending is None or bool(self._asked)
+        self._take_held(out)
+        self._condemn(fault.status, *_found(fault, "agent", -size, out), out, waits=waits)
+
+    def _refuse_answer(self, fault: Malformed, out: Commands) -> None:
+        out.append(Take(SERVER, bytes(self._server)))
+        self._server.clear()
+        self._condemn(502, *_found(fault, "server", 0, out), out, waits=bool(self._asked))
+
+    def _decline(self, status: int, reason: str, text: str, out: Commands) -> None:
+        """The request in hand is answered by the gateway; where it has no body, another one may follow."""
+        request = self._request
+        assert request is not None
+        if status not in KEEPS or request.body.framing is not Framing.NONE:
+            self._condemn(status, reason, text, out)
+            return
+        self._take(request, out)
+        self._request, self._token = None, ""
+        out.append(Say(CLIENT, answer(status, text, close=False, bare=request.method == b"HEAD")))
+        out.append(Note("declined", text, {"status": status, "reason": reason}))
+
+    def _condemn(self, status: int, reason: str, text: str, out: Commands, *, waits: bool = True) -> None:
+        """The last answer, if one is waited for and has not begun."""
+        words = self._words(status, text)
+        self._take_held(out)
+        if waits and not self._answering:
+            out.append(words)
+        self._shut(reason, text, out)
+
+    def _words(self, status: int, text: str) -> Say:
+        bare = self._asked == b"HEAD" or (self._request is not None and self._request.method == b"HEAD")
+        return Say(CLIENT, answer(status, text, close=True, bare=bare))
+
+    def _take_held(self, out: Commands) -> None:
+        """On record: the request in hand, and bytes that nobody will read."""
+        if self._request is not None:
+            self._take(self._request, out)
+            self._request, self._token = None, ""
+        if self._agent:
+            data = bytes(self._agent)
+            out.append(Take(CLIENT, data, loose_secrets(data) if self._tokens else ()))
+            self._agent.clear()
+
+
+def _found(fault: Malformed, side: str, start: int, out: Commands) -> tuple[str, str]:
+    """Put it on record; the reason and the text for which the flow ends. `start`: of the bytes, from the present end."""
+    text = f"HTTP/1.1 of the {side}: {fault}"
+    if not isinstance(fault, Ambiguous):
+        return "malformed", text
+    attrs = {"cases": [fault.case], "side": side}
+    out.append(Note("smuggling", text, attrs, CLIENT, start, 0) if start else Note("smuggling", text, attrs))
+    return "smuggling", text
+
+
+def _to_websocket(request: Request) -> bool:
+    """Does it ask for WebSocket (RFC 6455 §4.1), and for nothing else?"""
+    return (
+        request.method == b"GET"
+        and request.minor == 1
+        and request.body.framing is Framing.NONE
+        and request.members(b"upgrade") == [b"websocket"]
+        and b"upgrade" in request.members(b"connection")
+        and len(request.values(b"sec-websocket-key")) == 1
+    )

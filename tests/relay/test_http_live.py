@@ -1,0 +1,262 @@
+"""Real clients and servers of HTTP/1.1, HTTP/2, gRPC and WebSocket, with a relay between them that reads the protocol."""
+
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+import requests
+from websockets.sync.client import connect as websocket
+
+from appliance.errors import Refused
+from appliance.identity.credential import Kind, Secret
+from appliance.identity.secret_text import SecretText
+from appliance.model import Identity
+from appliance.relay.worker import Worker
+from tests.lab.net import PYTHON, ROOT
+from tests.lab.pki import Pki
+from tests.lab.wait import until
+from tests.relay.http_lab import BIG, NAME, Nginx, free_ports, nginx
+from tests.relay.running import Recorded, Running
+
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZ2VudC03In0.c2lnbmF0dXJl"
+KEY = "the-real-key-of-the-shop"
+AGENT = Identity(issuer="https://login.example.com", subject="agent-7")
+SECRET = Secret("shop-api", Kind.TOKEN, SecretText(KEY), header="x-api-key")
+Start = Callable[..., Running]
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki") / "pki")
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory, pki: Pki) -> Iterator[Nginx]:
+    with nginx(tmp_path_factory.mktemp("web"), pki) as one:
+        yield one
+
+
+@pytest.fixture
+def start(tmp_path: Path, pki: Pki) -> Iterator[Start]:
+    """Starts a relay in front of a port; its rule has what is given."""
+    begun: list[Running] = []
+
+    def begin(port: int, secret: Secret | None = None, **relay: Any) -> Running:
+        rule = {"application": "http", "mode": "mediate", "ca": str(pki.certificate)} | relay
+        if secret is not None:
+            rule["secret"] = secret.name
+
+        def prepare(worker: Worker) -> None:
+            worker.around.verify = _verify
+            worker.around.secret = lambda name: secret  # type: ignore[assignment, return-value]
+
+        rules = [{"to": "127.0.0.0/8", "lane": "relay", "protocol": "tcp", "relay": rule}]
+        one = Running(tmp_path / "data", rules, ("127.0.0.1", port), prepare)
+        begun.append(one.__enter__())
+        return one
+
+    yield begin
+    for one in begun:
+        one.stop()
+
+
+async def _verify(token: str) -> Identity:
+    if token != TOKEN:
+        raise Refused("token: it has expired; get a new one")
+    return AGENT
+
+
+def curl(relay: Running, *arguments: str, scheme: str = "https", path: str = "/hello") -> bytes:
+    where = ["--connect-to", f"{NAME}:443:127.0.0.1:{relay.port}", "--connect-to", f"{NAME}:80:127.0.0.1:{relay.port}"]
+    command = ["curl", "-sS", "--max-time", "20", "--cacert", str(relay.ca), *where, *arguments]
+    done = subprocess.run([*command, f"{scheme}://{NAME}{path}"], capture_output=True, timeout=30)
+    assert not done.returncode, done.stderr
+    return done.stdout
+
+
+def recorded(relay: Running) -> list[Recorded]:
+    """Every flow, and no credential on any of them."""
+    relay.idle()
+    relay.stop()
+    flows = relay.flows()
+    shown = b"".join(bytes(part) for flow in flows for part in flow.data) + repr([flow.notes for flow in flows]).encode()
+    assert TOKEN.encode() not in shown
+    assert KEY.encode() not in shown
+    return flows
+
+
+AUTHORIZED = ("-H", f"Authorization: Bearer {TOKEN}")
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_curl_with_token_and_credential(start: Start, web: Nginx, version: str) -> None:
+    relay = start(web.tls, SECRET, identify="token")
+    path = f"/hello?{version}"
+    said = curl(relay, version, *AUTHORIZED, "-D", "-", path=path)
+    assert said.endswith(b"hello GET\n") and b" 200" in said
+    assert KEY.encode() not in said
+    (line,) = [line for line in web.shown(KEY) if "HTTP/" + ("1.1" if version == "--http1.1" else "2.0") in line][-1:]
+    assert f"auth=- key={KEY} " in line
+    (flow,) = recorded(relay)
+    assert flow.notes_of("identified")[0]["attrs"]["identity"]["subject"] == "agent-7"
+    assert flow.notes_of("redacted")
+    assert flow.closed["ending"] == "fin"
+    assert b"hello GET\n" in flow.data[1]
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_curl_without_a_token(start: Start, web: Nginx, version: str) -> None:
+    relay = start(web.tls, SECRET, identify="token")
+    said = curl(relay, version, "-D", "-", "-o", "/dev/null")
+    assert b" 401" in said and b'ww-authenticate: bearer realm="verbatim"' in said.lower()
+    said = curl(relay, version, "-D", "-", "-o", "/dev/null", "-H", "Authorization: Bearer no")
+    assert b" 401" in said
+    first, second = recorded(relay)
+    assert first.notes_of("declined")[0]["attrs"] == {"status": 401, "reason": "token"}
+    assert second.notes_of("token-refused")
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_bytes_in_both_directions(start: Start, web: Nginx, tmp_path: Path, version: str) -> None:
+    relay = start(web.tls)
+    (tmp_path / "big").write_bytes(BIG)
+    assert curl(relay, version, path="/big") == BIG
+    assert curl(relay, version, "-T", str(tmp_path / "big"), path="/upload") == b"%d\n" % len(BIG)
+    download, upload = recorded(relay)
+    assert len(download.data[1]) > len(BIG)
+    assert len(upload.data[0]) > len(BIG)
+    if version == "--http1.1":
+        assert download.data[1].endswith(BIG) and upload.data[0].endswith(BIG)
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
+def test_in_clear(start: Start, web: Nginx, version: str) -> None:
+    relay = start(web.clear if version == "--http1.1" else web.h2c, SECRET, identify="token")
+    assert curl(relay, version, *AUTHORIZED, scheme="http", path="/big") == BIG
+    (flow,) = recorded(relay)
+    assert len(flow.data[1]) > len(BIG)
+    assert not flow.notes_of("tls")
+
+
+def test_many_streams_at_a_time(start: Start, web: Nginx) -> None:
+    relay = start(web.tls, SECRET, identify="token")
+    said = curl(relay, "--http2", "-Z", *AUTHORIZED, *[f"https://{NAME}/big"] * 6)
+    assert len(said) == 6 * len(BIG) + len(b"hello GET\n")
+    assert sum(len(flow.data[1]) for flow in recorded(relay)) > 6 * len(BIG)
+
+
+def test_h2c_is_not_agreed_upon_in_the_path(start: Start, web: Nginx) -> None:
+    relay = start(web.clear)
+    assert b"HTTP/1.1 200" in curl(relay, "--http2", "-D", "-", scheme="http")
+    (flow,) = recorded(relay)
+    assert b"Upgrade: h2c" in flow.data[0]
+
+
+def test_a_server_that_is_not_there(start: Start) -> None:
+    (port,) = free_ports("127.0.0.1", 1)
+    relay = start(port)
+    assert b"502" in curl(relay, "-D", "-", "-o", "/dev/null", scheme="http")
+    assert b" 502" in curl(relay, "--http2-prior-knowledge", "-D", "-", "-o", "/dev/null", scheme="http")
+    for flow in recorded(relay):
+        assert flow.refused == ["unreachable"] and flow.notes_of("unreachable")
+
+
+def test_requests_and_httpx(start: Start, web: Nginx, monkeypatch: pytest.MonkeyPatch) -> None:
+    relay = start(web.tls, SECRET, identify="token")
+    url, headers = f"https://127.0.0.1:{relay.port}/hello", {"Authorization": f"Bearer {TOKEN}"}
+    with requests.Session() as session:
+        session.verify, session.trust_env = str(relay.ca), False
+        for _ in range(3):
+            assert session.get(url, headers=headers, timeout=10).text == "hello GET\n"
+    context = ssl.create_default_context(cafile=str(relay.ca))
+    for http2 in (False, True):
+        with httpx.Client(verify=context, http2=http2, headers=headers, trust_env=False) as client:
+            for _ in range(3):
+                answer = client.post(url, content=b"x" * 1000)
+                assert answer.status_code in (200, 405) and answer.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+    flows = recorded(relay)
+    assert len(flows) == 3
+    assert len([note for flow in flows for note in flow.notes_of("identified")]) == 3
+
+
+@pytest.fixture(scope="module")
+def rpc(tmp_path_factory: pytest.TempPathFactory, pki: Pki) -> Iterator[tuple[int, int]]:
+    """Ports of a gRPC server: TLS, in clear."""
+    ports = free_ports("127.0.0.1", 2)
+    certificate, key = pki.issue("grpc.example.com", ("127.0.0.1",))
+    command = [str(PYTHON), "-m", "tests.lab.services.grpc_app", str(certificate), str(key), *map(str, ports), "127.0.0.1"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        until(lambda: grpc.channel_ready_future(grpc.insecure_channel(f"127.0.0.1:{ports[1]}")).result(10) is None, "")
+    except grpc.FutureTimeoutError:
+        process.terminate()
+        raise
+    except AssertionError:
+        process.terminate()
+        raise
+    yield ports[0], ports[1]
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["tls", "clear"])
+def test_grpc(start: Start, rpc: tuple[int, int], tls: bool) -> None:
+    relay = start(rpc[0] if tls else rpc[1], SECRET, identify="token")
+    where = f"127.0.0.1:{relay.port}"
+    channel = grpc.insecure_channel(where)
+    if tls:
+        channel = grpc.secure_channel(where, grpc.ssl_channel_credentials(relay.ca.read_bytes()))
+    who = (("authorization", f"Bearer {TOKEN}"),)
+    with channel:
+        find = channel.unary_unary("/lab.Shop/Find")
+        assert find(b"a shirt", metadata=who) == b"A SHIRT"
+        with pytest.raises(grpc.RpcError) as missing:
+            find(b"missing", metadata=who)
+        assert missing.value.code() is grpc.StatusCode.NOT_FOUND
+        with pytest.raises(grpc.RpcError) as nobody:
+            find(b"a shirt")
+        assert nobody.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "access token" in nobody.value.details()
+        assert len(list(channel.unary_stream("/lab.Shop/List")(b"2000", metadata=who))) == 2000
+        gather = channel.stream_unary("/lab.Shop/Gather")
+        assert len(gather(iter([b"x" * 50_000] * 40), metadata=who)) == 40 * 50_001 - 1
+        chat = channel.stream_stream("/lab.Shop/Chat")(iter([b"one", b"two"]), metadata=who)
+        assert list(chat) == [b"you said one", b"you said two"]
+    (flow,) = recorded(relay)
+    assert b"A SHIRT" in flow.data[1] and b"a shirt" in flow.data[0]
+    assert [note["attrs"]["status"] for note in flow.notes_of("declined")] == [401]
+
+
+ECHO = """
+import sys
+from websockets.sync.server import serve
+def echo(connection):
+    for message in connection:
+        connection.send(message)
+with serve(echo, "127.0.0.1", int(sys.argv[1])) as server:
+    print("up", flush=True)
+    server.serve_forever()
+"""
+
+
+def test_websocket(start: Start) -> None:
+    (port,) = free_ports("127.0.0.1", 1)
+    with subprocess.Popen([sys.executable, "-c", ECHO, str(port)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"up\n"
+        relay = start(port, SECRET, identify="token")
+        with websocket(
+            f"ws://127.0.0.1:{relay.port}/chat", additional_headers={"Authorization": f"Bearer {TOKEN}"}, proxy=None
+        ) as client:
+            for message in ("hello", b"\0" * 300_000):
+                client.send(message)
+                assert client.recv(timeout=10) == message
+        (flow,) = recorded(relay)
+        assert b"HTTP/1.1 101 Switching Protocols" in flow.data[1]
+        assert flow.closed["ending"] == "fin"
+        process.terminate()
