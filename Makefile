@@ -14,10 +14,10 @@ setup: ## install what the other targets need (Debian 12, root); quick when it i
 demo: setup ## agents, servers and a gateway on this machine: what was recorded, searched, replayed (ONCE=1: end by itself)
 	@ONCE=$(ONCE) $(PYTHON) -m tests.lab.demo
 
-test: setup ## all tests: units, eBPF, the kernel floor in an emulator, end to end (T=path: only those)
-	@$(PYTHON) -m pytest $(T)
+test: setup ## all tests: units, eBPF, the kernel floor in an emulator, end to end (T='path -k word …': only those)
+	@$(PYTHON) -m $(if $(T),pytest $(T),tests.lanes)
 
-bench: setup ## figures beside those of a peer in the same run, also in build/bench.json (ONLY=case: one; about 20 minutes)
+bench: setup ## figures beside those of a peer in the same run, also in build/bench.json (ONLY=case: one; about 30 minutes)
 	@.ci/peers
 	@$(PYTHON) -m tests.bench $(ONLY)
 

@@ -53,6 +53,8 @@ SIMPLE: tuple[tuple[str, str, type[Metric], str, tuple[str, ...]], ...] = (
     ("verbatim_torn_tails", "Journal frames that a crash left half written.", COUNTER, "record", ("torn_tails",)),
     ("verbatim_store_bytes", "Bytes of the embedded store on disk.", GAUGE, "store", ("bytes",)),
     ("verbatim_store_parts", "Parts of the embedded store's tables.", GAUGE, "store", ("parts",)),
+    ("verbatim_relay_flows", "Flows that relays serve.", GAUGE, "relay", ("flows",)),
+    ("verbatim_relay_accepted", "Flows that relays accepted.", COUNTER, "relay", ("accepted",)),
 )
 
 # What the program counts besides refusals (appliance/wire/abi.py, Counter): its name in the status -> metric, help
@@ -96,6 +98,15 @@ class Published(Collector):
             yield from _single(COUNTER, name, text, number(said.get("wire"), "others", other))
         yield from _labelled(
             COUNTER, "verbatim_refusals", "Packets refused, by reason.", "reason", said, "wire", "refusals"
+        )
+        yield from _labelled(
+            COUNTER,
+            "verbatim_relay_refused",
+            "Flows that relays refused, by reason.",
+            "reason",
+            said,
+            "relay",
+            "refused",
         )
         yield from _labelled(
             GAUGE, "verbatim_store_rows", "Rows of the embedded store, by table.", "table", said, "store", "rows"

@@ -62,7 +62,7 @@ class RelayRule(Section):
     @model_validator(mode="after")
     def _needs_mediation(self) -> Self:
         for name, set_ in (("identify = 'token'", self.identify == "token"), ("secret", bool(self.secret))):
-            if set_ and self.mode != "mediate" and self.application != "ssh":
+            if set_ and self.mode != "mediate":
                 raise ValueError(f"{name} needs mode = 'mediate': a spliced flow is not changed")
         if self.mode == "mediate" and self.application in ("auto", "raw"):
             raise ValueError("mode = 'mediate' needs an application: http, postgres, mysql, redis or ssh")

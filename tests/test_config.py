@@ -51,6 +51,10 @@ def test_rules_of_both_ip_versions(tmp_path: Path) -> None:
         ('[[issuers]]\nissuer = "https://x"\naudience = []', "audience"),
         ('[[issuers]]\nissuer = ""\naudience = ["v"]\njwks_uri = "https://x/jwks"', "issuer must not be empty"),
         ('[[issuers]]\nissuer = "https://x?a=b"\naudience = ["v"]', "no query and no fragment"),
+        (
+            '[[rules]]\nto = "10.0.0.0/8"\nlane = "relay"\nrelay = {application = "ssh", secret = "key"}',
+            "secret needs mode = 'mediate'",
+        ),
         ('node = "two words"', "node"),
         ("data = ", "not TOML"),
     ],

@@ -73,7 +73,12 @@ def test_every_metric_is_documented_with_its_labels_and_help_and_no_other(tmp_pa
         "others": dict.fromkeys(OTHERS, 1),
         "repairs": {"gate-restored": 1},
     }
-    values = {"wire": wire, "record": {"read_ns": 1, "lag_seconds": 0.0}, "store": {"rows": {"messages": 1}}}
+    values = {
+        "wire": wire,
+        "record": {"read_ns": 1, "lag_seconds": 0.0},
+        "store": {"rows": {"messages": 1}},
+        "relay": {"refused": {"certificate": 1}},
+    }
     for _, _, _, process, path in SIMPLE:
         inner: dict[str, Any] = values[process]
         for name in path[:-1]:
@@ -116,6 +121,7 @@ def test_every_fault_is_documented_and_no_other() -> None:
     )
     sources = [wire / "watch.py", wire / "interfaces.py", wire / "daemon.py", wire / "routing.py"]
     sources += [ROOT / "appliance" / name for name in ("health.py", "identity/jwks.py")]
+    sources += [ROOT / "appliance" / "relay" / name for name in ("worker.py", "service.py")]
     sources += (ROOT / "appliance" / "record").glob("*.py")
     names = {name for path in sources for way in ways for name in re.findall(way, path.read_text("utf-8"))}
     names = names - {"{program}-missing"} | {f"{place}-missing" for place in PLACES}

@@ -20,6 +20,7 @@ from appliance.identity.constraints import Constraints
 from appliance.identity.staged import write_private
 from appliance.identity.undumpable import forbid_dumps
 from appliance.journal import spool
+from appliance.relay import ssh_hosts
 from appliance.replay.text import printable
 
 app = typer.Typer(name="ca", help="The appliance's CA: what agents trust.")
@@ -138,6 +139,18 @@ def issue(
         emit(said)
     else:
         facts((("certificate", path), ("key", key_path), ("SHA-256", said["fingerprint_sha256"])))
+
+
+@app.command("ssh")
+def ssh(config_file: Config = None, data: Data = None, json: Json = False) -> None:
+    """Print the gateway's SSH host keys, as agents' known_hosts want them; made if there are none."""
+    keys = ssh_hosts.public_keys(config.load(config_file, data=data).data)
+    if json:
+        emit({"keys": [{"key": key, "fingerprint_sha256": ssh_hosts.fingerprint(key)} for key in keys]})
+        return
+    for key in keys:
+        console.print(key, soft_wrap=True, highlight=False)
+    facts(tuple((key.split()[0], ssh_hosts.fingerprint(key)) for key in keys))
 
 
 def _about(certificate: x509.Certificate) -> dict[str, Any]:

@@ -127,7 +127,10 @@ class Postgres:
         return out
 
     def settled(self, direction: Direction) -> int:
-        return self._halves[direction].settled()
+        half = self._halves[direction]
+        if direction is Direction.CLIENT and self._unseen and half.mode is Mode.STARTUP:  # or it is part of a password
+            return half.received - half.held
+        return half.settled()
 
     def guarded(self, direction: Direction) -> int:
         """All of the client's bytes until log-in is over, and the first behind it came."""

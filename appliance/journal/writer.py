@@ -32,6 +32,7 @@ from appliance.journal.reader import Reader
 _MIN_SEGMENT: Final = 4096
 _MIN_SEGMENTS: Final = 4  # one being written, one being read, one for facts after spans are refused, one to reuse
 _SPARES: Final = 2
+LOOK_NS: Final = 5_000_000  # the disk's free space is looked at again after this
 _ZEROS: Final = bytes(2**20)
 
 
@@ -74,6 +75,7 @@ class Writer:
         self._offset = 0
         self._making = -1
         self._made = 0
+        self._looked = -LOOK_NS  # when the disk had enough space left
         self._folder = Folder(folder)
         self._lock = _lock(folder)
         try:
@@ -133,7 +135,7 @@ class Writer:
         length = payload.nbytes if isinstance(payload, memoryview) else len(payload)
         if length > self.max_payload:
             raise Refused(f"journal: a frame of {length} bytes is over the limit of {self.max_payload}; split it")
-        if kind is FrameKind.SPAN and self._disk_free() < self._settings.min_free_bytes:
+        if kind is FrameKind.SPAN and not self._ample(time_ns):
             raise JournalFull(f"{self._folder.path}: {self.shortage()}")
         if self._file < 0 or self._offset + frame_bytes(length) > self._segment_bytes:
             self._rotate(kind)
@@ -255,6 +257,15 @@ class Writer:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def _ample(self, time_ns: int) -> bool:
+        """Whether the disk has enough left beside the segments, whose room is taken when they are made. That it has is
+        believed for `LOOK_NS`: to ask for each small frame costs more than to encrypt it."""
+        if not self._looked <= time_ns < self._looked + LOOK_NS:
+            if self._disk_free() < self._settings.min_free_bytes:
+                return False
+            self._looked = time_ns
+        return True
 
     def _disk_free(self) -> int:
         disk = os.statvfs(self._folder.path)

@@ -4,14 +4,19 @@ import asyncio
 import errno
 import os
 import socket
-from ipaddress import ip_address
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final, Protocol
 
+from appliance.errors import VerbatimError
 from appliance.relay.failure import Failure
 from appliance.relay.leg import Leg
 
 IP_TRANSPARENT: Final = 19  # linux/in.h
 IPV6_TRANSPARENT: Final = 75  # linux/in6.h
+_THIS_NETWORK: Final = IPv4Network("0.0.0.0/8")  # RFC 1122 §3.2.1.3
+_BROADCAST: Final = IPv4Address("255.255.255.255")
+_NAT64: Final = IPv6Network("64:ff9b::/96")
 TRIES: Final = 3  # with another port each, where the chosen one is taken
 
 
@@ -21,6 +26,8 @@ class Legs(Protocol):
     def put_leg(
         self, client: str, client_port: int, server: str, server_port: int, *, transparent: bool, unbound: bool
     ) -> None: ...
+
+    def take_leg(self, client: str, client_port: int, server: str, server_port: int) -> dict[str, int] | None: ...
 
 
 def transparent(sock: socket.socket) -> None:
@@ -43,16 +50,40 @@ def own_address(address: str, port: int) -> str:
 
 
 def check(address: str) -> None:
-    """No rule makes the gateway itself a server: raises `Failure` for its own addresses, and for what is none."""
-    server = ip_address(address)
-    if server.is_loopback or server.is_unspecified or server.is_multicast or server.is_link_local:
-        raise Failure("refused-by-rule", f"{address} is no address of a server")
+    """No rule makes the gateway itself a server: raises `Failure` for its own addresses, and for what is none.
+
+    An address that stands for another one of IPv4 is judged as that too: mapped (RFC 4291), NAT64 (RFC 6052), 6to4
+    (RFC 3056).
+    """
+    for server in _meant(ip_address(address)):
+        if any((server.is_loopback, server.is_unspecified, server.is_multicast, server.is_link_local)) or (
+            server in _THIS_NETWORK or server == _BROADCAST
+        ):
+            raise Failure("refused-by-rule", f"{address} is no address of a server")
+        if _is_own(server):
+            raise Failure("refused-by-rule", f"{address} is the gateway itself")
+
+
+def _meant(server: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Address]:
+    if isinstance(server, IPv4Address):
+        return [server]
+    inner = server.ipv4_mapped or server.sixtofour
+    if server in _NAT64:
+        inner = IPv4Address(server.packed[12:])
+    return [server] if inner is None else [server, inner]
+
+
+def _is_own(server: IPv4Address | IPv6Address) -> bool:
+    """Only an address of its own can be bound, whichever interface has it (ip(7); where ip_nonlocal_bind is set, any
+    can, and nothing is dialled by name). Raises `Failure` where that cannot be told."""
     try:
-        own = own_address(address, 9)
-    except OSError:
-        return  # there is no way to it at all, which connecting will tell
-    if ip_address(own) == server:
-        raise Failure("refused-by-rule", f"{address} is the gateway itself")
+        with socket.socket(family_of(str(server)), socket.SOCK_DGRAM) as probe:
+            probe.bind((str(server), 0))
+    except OSError as error:
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EINVAL, errno.EAFNOSUPPORT):
+            return False
+        raise Failure("unreachable", f"{server}: {error.strerror}") from error
+    return True
 
 
 async def connect(
@@ -68,44 +99,32 @@ async def connect(
     """Connect to a server, from `source` ("": the gateway's own address). `unbound`: a server among the agents needs no
     lease. Raises `Failure`."""
     for left in reversed(range(TRIES)):
-        sock = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        sock, taken = None, 0
         try:
+            sock = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             if source:
                 transparent(sock)
             local = source or own_address(address, port)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((local, 0))
             if kernel is not None:
-                own = sock.getsockname()[1]
-                kernel.put_leg(local, own, address, port, transparent=bool(source), unbound=unbound)
+                taken = sock.getsockname()[1]
+                kernel.put_leg(local, taken, address, port, transparent=bool(source), unbound=unbound)
             async with asyncio.timeout(seconds):
                 await loop.sock_connect(sock, (address, port))
             return Leg(loop, sock)
-        except TimeoutError as error:
-            sock.close()
-            raise Failure("time-out", f"{address} port {port}: no answer within {seconds:g} s") from error
-        except OSError as error:
-            sock.close()
-            if error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE) and left:
-                continue
-            raise Failure("unreachable", f"{address} port {port}: {os.strerror(error.errno or 0)}") from error
-        except BaseException:
-            sock.close()
-            raise
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if kernel is not None and taken:  # the kernel's table has an end
+                with suppress(OSError, LookupError, VerbatimError):
+                    kernel.take_leg(local, taken, address, port)
+            if isinstance(error, TimeoutError):
+                raise Failure("time-out", f"{address} port {port}: no answer within {seconds:g} s") from error
+            if isinstance(error, VerbatimError):
+                raise Failure("unreachable", f"{address} port {port}: {error}") from error
+            if not isinstance(error, OSError):
+                raise
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE) or not left:
+                raise Failure("unreachable", f"{address} port {port}: {os.strerror(error.errno or 0)}") from error
     raise Failure("unreachable", f"{address} port {port}: no free port")
-
-
-async def resolve(loop: asyncio.AbstractEventLoop, host: str, port: int, seconds: float) -> list[str]:
-    """The addresses of a host, in the system's order. Raises `Failure`."""
-    try:
-        return [str(ip_address(host.strip("[]")))]
-    except ValueError:
-        pass
-    try:
-        async with asyncio.timeout(seconds):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except TimeoutError as error:
-        raise Failure("time-out", f"{host}: its name was not resolved within {seconds:g} s") from error
-    except (OSError, UnicodeError) as error:
-        raise Failure("unreachable", f"{host}: its name cannot be resolved") from error
-    return list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))

@@ -267,6 +267,7 @@ class Flow:
         task: asyncio.Task[None] = self.around.loop.create_task(self._guard(work))
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(lambda ended: work.close())  # for one that is cancelled before it began
 
     async def _guard(self, work: Any) -> None:
         try:

@@ -17,34 +17,25 @@ from appliance.config import RelayRule
 from appliance.identity.credential import Secret
 from appliance.model import Direction, Identity
 from appliance.relay.failure import Failure
+from appliance.relay.http1_exchange import Exchange
 from appliance.relay.http_answer import MISDIRECTED, answer, dial_status, status_of
 from appliance.relay.http_body import BodyReader
 from appliance.relay.http_credentials import (
     AUTHORIZED,
     PROXY_AUTHORIZED,
-    Range,
     credential_field,
     credential_note,
-    hidden,
     loose_secrets,
     token_in,
 )
 from appliance.relay.http_head import (
-    CRLF,
-    REQUEST_LINE,
-    STATUS_LINE,
     Ambiguous,
     Framing,
-    HeadScan,
     Malformed,
     Request,
-    Response,
-    parse_request,
-    parse_response,
-    response_body,
 )
 from appliance.relay.http_late import Late
-from appliance.relay.http_target import Target, target_of
+from appliance.relay.http_rewrite import masked, rewritten, to_websocket
 from appliance.relay.mediator import (
     ANY,
     Commands,
@@ -55,6 +46,7 @@ from appliance.relay.mediator import (
     Identify,
     Note,
     Pass,
+    Refuse,
     Say,
     Shut,
     Splice,
@@ -67,31 +59,16 @@ CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 KEEPS: Final = (401, 407)  # answers behind which an agent may come again with a token
 
 
-class Http1:
+class Http1(Exchange):
     """One connection of an agent."""
 
     def __init__(self, context: Context) -> None:
-        self._context = context
-        self._rule: RelayRule = context.rule
-        self._secret: Secret | None = context.secret
+        super().__init__(context)
         self._told = False  # that the rule's credential is used
         self._named = False  # a token came on this connection: each request needs one
-        self._agent, self._server = bytearray(), bytearray()  # what is not whole, and what waits behind it
-        self._heads, self._answers = HeadScan(REQUEST_LINE), HeadScan(STATUS_LINE)
-        self._blank = False  # an empty line before a request was taken
-        self._request: Request | None = None  # waits for an identity, or a connection
-        self._target = Target("")  # of that request
-        self._token = ""  # likewise
-        self._sending: BodyReader | None = None  # a request's body
-        self._asked = b""  # method of the request whose answer is to come
-        self._answering = False  # its head has passed
-        self._receiving: BodyReader | None = None  # an answer's body
-        self._expecting = False  # the agent waits for 100 before it sends the body
-        self._upgrading = False
+        self._token = ""  # of the request in hand
         self._connected: tuple[str, int] | None = None  # the server that is connected
         self._agent_ended = False
-        self._late: Late | None = None  # the last answer is said
-        self._done = False
         self.ready = True  # a request may come at any time: there is no log-in
 
     # -- what is read ----------------------------------------------------------------------------------------------
@@ -139,41 +116,6 @@ class Http1:
         except Malformed as fault:
             self._refuse(fault, out)
         self._settle(out)
-
-    def _requests(self, out: Commands) -> None:
-        agent = self._agent
-        while agent and self._request is None and not self._done and self._late is None:
-            if self._sending is not None:
-                size = self._sending.take(agent)
-                if not size:
-                    return
-                self._expecting = False
-                out.append(Pass(CLIENT, bytes(agent[:size])))
-                del agent[:size]
-                if self._sending.done:
-                    self._sending = None
-                continue
-            if self._asked:
-                return
-            if not self._blank and CRLF.startswith(bytes(agent[:2])):  # RFC 9112 §2.2
-                if len(agent) < len(CRLF):
-                    return
-                self._blank = True
-                out.append(Take(CLIENT, CRLF))
-                del agent[:2]
-                continue
-            size = self._heads.find(agent)
-            if not size:
-                return
-            request = parse_request(bytes(agent[:size]))
-            self._target = target_of(request)
-            if not self._context.proxied and request.method == b"CONNECT":
-                raise Ambiguous("target", "CONNECT to a server that is no proxy")
-            if self._context.proxied and not self._target.absolute and request.method != b"CONNECT":
-                raise Malformed("not a request for a proxy: neither CONNECT nor an absolute target")
-            del agent[:size]
-            self._request, self._blank = request, False
-            self._judge(request, out)
 
     def _judge(self, request: Request, out: Commands) -> None:
         """A whole head: may its server be asked, and who says it?"""
@@ -273,37 +215,30 @@ class Http1:
 
     def _send(self, request: Request, out: Commands) -> None:
         """To the server, with what has to be changed."""
-        drop: set[bytes] = set()
-        add: list[tuple[bytes, bytes]] = []
+        credential = None
         if self._secret is not None:
             try:
-                add.append(credential_field(self._secret))
+                credential = credential_field(self._secret)
             except Failure as failure:
                 self._decline(503, failure.reason, failure.text, out)
                 return
-            drop.add(add[0][0])
             if not self._told:
                 self._told = True
-                out.append(credential_note(self._secret, add[0][0]))
-        if self._context.proxied:
-            drop |= {PROXY_AUTHORIZED, b"proxy-connection"}
-        if self._authorization_is_ours(request):
-            drop.add(AUTHORIZED)
-        self._upgrading = _to_websocket(request)
-        if request.values(b"upgrade") and not self._upgrading:
-            drop |= {b"upgrade", b"http2-settings", b"connection"}
-            kept = [each for each in request.members(b"connection") if each not in (b"upgrade", b"http2-settings")]
-            add += [(b"Connection", b", ".join(kept))] if kept else []
-        first = b""
-        if self._target.absolute and self._context.proxied:
-            first = b" ".join((request.method, self._target.path, b"HTTP/1.%d" % request.minor))
-        if first or add or any(field.name in drop for field in request.fields):
-            self._take(request, out)
-            out.append(Say(SERVER, request.without(drop, first, add)))
+                out.append(credential_note(self._secret, credential[0]))
+        said = rewritten(
+            request,
+            taken=(AUTHORIZED,) if self._authorization_is_ours(request) else (),
+            credential=credential,
+            path=self._target.path if self._context.proxied else b"",
+            proxied=self._context.proxied,
+        )
+        if said == request.raw:
+            out.append(Pass(CLIENT, said))
         else:
-            out.append(Pass(CLIENT, request.raw))
+            self._take(request, out)
+            out.append(Say(SERVER, said))
         self._request, self._token = None, ""
-        self._asked = request.method
+        self._asked, self._upgrading = request.method, to_websocket(request)
         self._expecting = b"100-continue" in request.members(b"expect") and request.body.framing is not Framing.NONE
         body = BodyReader(request.body)
         self._sending = None if body.done else body
@@ -316,53 +251,12 @@ class Http1:
 
     def _take(self, request: Request, out: Commands) -> None:
         """On record, without what the gateway took for itself."""
-        names = {PROXY_AUTHORIZED} if self._context.proxied else set()
+        names = [PROXY_AUTHORIZED] if self._context.proxied else []
         if self._authorization_is_ours(request):
-            names.add(AUTHORIZED)
-        ranges: list[Range] = []
-        for field in request.fields:
-            shown = hidden(field.value)
-            if field.name in names and len(field.value) > shown:
-                start = field.value_start
-                ranges.append((start + shown, start + len(field.value), field.name.decode()))
-        out.append(Take(CLIENT, request.raw, tuple(ranges)))
+            names.append(AUTHORIZED)
+        out.append(Take(CLIENT, request.raw, masked(request, names)))
 
     # -- answers ---------------------------------------------------------------------------------------------------
-
-    def _answer_on(self, out: Commands) -> None:
-        server = self._server
-        while server and not self._done and self._late is None:
-            if self._receiving is not None:
-                size = self._receiving.take(server)
-                if not size:
-                    return
-                out.append(Pass(SERVER, bytes(server[:size])))
-                del server[:size]
-                if self._receiving.done:
-                    self._answered(out)
-                continue
-            if not self._asked:
-                raise Ambiguous("unasked", "an answer to nothing")
-            size = self._answers.find(server)
-            if not size:
-                return
-            head = parse_response(bytes(server[:size]))
-            body = response_body(head, self._asked)
-            if head.status == 101 and not (self._upgrading and b"websocket" in head.members(b"upgrade")):
-                raise Ambiguous("unasked", "another protocol, for which nobody asked")
-            del server[:size]
-            out.append(Pass(SERVER, head.raw))
-            if head.status == 101:
-                self._switch(out)
-            elif head.status < 200:
-                self._expecting = self._expecting and head.status != 100
-            else:
-                self._begin_answer(head, BodyReader(body), out)
-
-    def _begin_answer(self, head: Response, body: BodyReader, out: Commands) -> None:
-        self._answering, self._receiving = True, body
-        if body.done:
-            self._answered(out)
 
     def _answered(self, out: Commands) -> None:
         """An answer is whole."""
@@ -387,8 +281,6 @@ class Http1:
         out: Commands = []
         if direction is CLIENT:
             self._agent_ended = True
-            if self._late is not None:
-                return self._late.end()
             self._settle(out)
         elif not self._done and self._late is None:
             self._server_ended(out)
@@ -430,13 +322,13 @@ class Http1:
         self._shut("", "", out)
 
     def _shut(self, reason: str, text: str, out: Commands) -> None:
-        self._late = Late(reason, text, hides=self._tokens)
+        self._late = Late(hides=self._tokens)
+        if reason:
+            out.append(Refuse(reason, text))
         self._asked, self._answering, self._sending, self._receiving = b"", False, None, None
         if self._connected is not None:
             out.append(HangUp())
         out.append(Shut(CLIENT))
-        if self._agent_ended:
-            out += self._late.end()
 
     def secured(self, peer: Direction) -> Commands:
         return []
@@ -500,22 +392,10 @@ class Http1:
 
 
 def _found(fault: Malformed, side: str, start: int, out: Commands) -> tuple[str, str]:
-    """Put it on record; the reason and the text for which the flow ends. `start`: of the bytes, from the present end."""
+    """Put it on record; why the flow ends: reason and text. `start`: of the bytes, from the present end."""
     text = f"HTTP/1.1 of the {side}: {fault}"
     if not isinstance(fault, Ambiguous):
         return "malformed", text
     attrs = {"cases": [fault.case], "side": side}
     out.append(Note("smuggling", text, attrs, CLIENT, start, 0) if start else Note("smuggling", text, attrs))
     return "smuggling", text
-
-
-def _to_websocket(request: Request) -> bool:
-    """Does it ask for WebSocket (RFC 6455 §4.1), and for nothing else?"""
-    return (
-        request.method == b"GET"
-        and request.minor == 1
-        and request.body.framing is Framing.NONE
-        and request.members(b"upgrade") == [b"websocket"]
-        and b"upgrade" in request.members(b"connection")
-        and len(request.values(b"sec-websocket-key")) == 1
-    )

@@ -29,7 +29,7 @@ from appliance.relay.http_answer import MISDIRECTED, dial_status, status_of
 from appliance.relay.http_credentials import AUTHORIZED, credential_field, credential_note, token_in
 from appliance.relay.http_head import Ambiguous, Malformed
 from appliance.relay.http_late import Late
-from appliance.relay.mediator import ANY, Commands, Context, Dial, Fail, HangUp, Identify, Note, Say, Shut, Take
+from appliance.relay.mediator import ANY, Commands, Context, Dial, Fail, HangUp, Identify, Note, Refuse, Say, Shut, Take
 
 MAX_STREAMS: Final = 1024  # at one time
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
@@ -97,7 +97,7 @@ class Http2(AgentFrames):
         self._flush(out)
         if self._late is not None or self._waiting is not None:
             return
-        if self._unreachable is not None:
+        if self._unreachable is not None and (self._highest or self._agent_ended):  # what was asked was answered
             _, reason, text = self._unreachable
             self._shut(reason, text, say.NO_ERROR, out)
         elif self._agent_ended:
@@ -240,9 +240,7 @@ class Http2(AgentFrames):
         out: Commands = []
         if direction is CLIENT:
             self._agent_ended = True
-            if self._late is not None:
-                return self._late.end()
-            if self._waiting is None and (self._connected or not self._dialling):
+            if self._late is None and self._waiting is None and (self._connected or not self._dialling):
                 self._end_of_agent(out)
         elif self._late is None and self._connected:
             if self._streams:
@@ -295,9 +293,9 @@ class Http2(AgentFrames):
         """The last frames; `error` None: nobody is there to read them."""
         if error is not None:
             out += self._server.open() + self._server.say(say.goaway(self._highest, error))
-        self._late = Late(reason, text, hides=self._hides)
+        self._late = Late(hides=self._hides)
+        if reason:
+            out.append(Refuse(reason, text))
         if self._connected:
             out.append(HangUp())
         out.append(Shut(CLIENT))
-        if self._agent_ended:
-            out += self._late.end()

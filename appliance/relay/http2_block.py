@@ -1,4 +1,4 @@
-"""The agent's header blocks (RFC 9113 §4.3, RFC 7541): put together within bounds, decoded, and masked for the record."""
+"""The agent's header blocks (RFC 9113 §4.3, RFC 7541): put together within bounds, decoded, masked for the record."""
 
 from typing import Final
 

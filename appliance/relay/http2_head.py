@@ -1,7 +1,7 @@
 """Request heads of HTTP/2 (RFC 9113 §8): read strictly, and written anew without any state of compression.
 
-Header blocks that the gateway writes have literals only, which refer to nothing (RFC 7541 §6.2.2): they may stand between
-others' blocks, and one may be left out, without anybody's dynamic table going wrong.
+Header blocks that the gateway writes have literals only, which refer to nothing (RFC 7541 §6.2.2): they may stand
+between others' blocks, and one may be left out, without anybody's dynamic table going wrong.
 """
 
 import re
@@ -125,8 +125,8 @@ def _integer(value: int) -> bytes:
 
 
 def masked(block: bytes, start: int, end: int) -> bytes:
-    """What stands on record for the string `block[start:end]`, of the same length: asterisks, or, where it is Huffman coded,
-    what decodes to as many characters as it does, so that dynamic tables stay as they are. Raises `Malformed`."""
+    """What stands on record for the string `block[start:end]`, of the same length: asterisks, or, where it is Huffman
+    coded, what decodes to as many characters, so that dynamic tables stay as they are. Raises `Malformed`."""
     size = end - start
     if not _coded(block, start, size):
         return b"*" * size

@@ -1,7 +1,7 @@
 """What a server says in HTTP/2 passes as it came; between its frames there is room for the gateway's own.
 
-Nothing is decoded: streams that end are noticed by their frames' headers. Settings that would have the agent fill memory
-of the gateway (its dynamic table) are lowered.
+Nothing is decoded: streams that end are noticed by their frames' headers. Settings that would have the agent fill
+memory of the gateway (its dynamic table) are lowered.
 """
 
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class ServerFrames:
         return [Say(CLIENT, said)]
 
     def receive(self, data: bytes) -> Commands:
-        """Raises `Malformed`; what was good until there has been said then, and is not said again."""
+        """Raises `Malformed`: nothing of `data` is to be passed then."""
         data = self._held + data if self._held else data
         self._held = b""
         out: Commands = []

@@ -1,7 +1,7 @@
 """Credentials in HTTP: the agent's token, which ends at the gateway, and the rule's own, which takes its place.
 
-A token comes as `Bearer`, or in `Basic`, which is all that many clients' proxy settings can hold: as the password, or as
-the user's name where there is no password.
+A token comes as `Bearer`, or in `Basic`, which is all that many clients' proxy settings can hold: as the password, or
+as the user's name where there is no password.
 """
 
 import base64

@@ -1,8 +1,9 @@
 """Heads of HTTP/1.1 messages, read strictly (RFC 9112, RFC 9110 §5): what two readers could take for different things
 is not passed on.
 
-A head is everything up to its empty line. `Ambiguous` names the case by the words of the dissector (dissect/http_head.py),
-and a few more: `host`, `target`, `field-name`, `connection-field`, `body-forbidden`, `trailer`, `unasked`.
+A head is everything up to its empty line. `Ambiguous` names the case by the words of the dissector
+(dissect/http_head.py), and a few more: `host`, `target`, `field-name`, `connection-field`, `body-forbidden`, `trailer`,
+`unasked`.
 """
 
 import re
@@ -106,7 +107,7 @@ class Response(Head):
 
 
 class HeadScan:
-    """Finds the end of a head whose bytes come in pieces: each byte is looked at once, each line as soon as it is whole.
+    """Finds the end of a head whose bytes come in pieces: each byte is looked at once, each line when it is whole.
 
     `first`: what the start line must be, REQUEST_LINE or STATUS_LINE.
     """
@@ -121,7 +122,7 @@ class HeadScan:
         self._lines = 0
 
     def find(self, data: bytearray) -> int:
-        """Bytes of the head that `data` begins with, its empty line included; 0: it is not whole. Raises `Malformed`."""
+        """Bytes of the head that `data` begins with, with its empty line; 0: it is not whole. Raises `Malformed`."""
         while True:
             end = data.find(b"\n", self._seen, MAX_HEAD)
             if end < 0:

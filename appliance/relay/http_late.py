@@ -10,27 +10,15 @@ MAX_LATE: Final = 2**20  # bytes
 
 
 class Late:
-    """`reason` and `text`: why the flow fails once the agent has ended; "" where it ends as it should. `hides`: a token
-    may be in these bytes, and nobody reads where."""
+    """`hides`: a token may be in these bytes, and nobody reads where."""
 
-    def __init__(self, reason: str, text: str, *, hides: bool) -> None:
-        self._reason, self._text = reason, text
+    def __init__(self, *, hides: bool) -> None:
         self._hides = hides
         self._bytes = 0
-        self._over = False
 
     def take(self, data: bytes) -> Commands:
         self._bytes += len(data)
         out: Commands = [Take(Direction.CLIENT, data, ((0, len(data), "unread"),) if self._hides else ())]
         if self._bytes > MAX_LATE:
-            self._reason = self._reason or "late"
-            self._text = self._text or "the agent goes on sending behind the last answer"
-            out += self.end()
+            out.append(Fail("late", "the agent goes on sending behind the last answer"))
         return out
-
-    def end(self) -> Commands:
-        """The agent has ended."""
-        if self._over or not self._reason:
-            return []
-        self._over = True
-        return [Fail(self._reason, self._text)]

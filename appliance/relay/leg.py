@@ -8,6 +8,8 @@ told, and this leg is not watched any more.
 """
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 import struct
@@ -16,15 +18,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from appliance.relay import tcp_info
+from appliance.relay import handshake, tcp_info
 from appliance.relay.failure import Failure
 
-RECEIVE: Final = 256 * 1024  # bytes taken from a socket at once
+RECEIVE: Final = 32 * 1024  # bytes taken from a socket, or given to TLS, at once: OpenSSL keeps buffers of that size
 _RECORD: Final = 16384  # plaintext bytes of one TLS record at most
 _SCRATCH: Final = memoryview(bytearray(RECEIVE))  # ciphertext between socket and TLS; every use ends in its turn
 _MAX_ANSWERS: Final = 64 * 1024  # bytes that TLS itself says while the peer takes nothing
 
 AGAIN: Final = -1  # nothing to read now
+_RESET: Final = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 
 class Leg:
@@ -32,27 +35,9 @@ class Leg:
     when the socket fails while something waits to be sent, `crashed` when one of these raises."""
 
     __slots__ = (
-        "_answers",
-        "_backlog",
-        "_found",
-        "_incoming",
-        "_loop",
-        "_outgoing",
-        "_reading",
-        "_reset",
-        "_shut",
-        "_tls",
-        "_unread",
-        "_writing",
-        "broken",
-        "closed",
-        "crashed",
-        "drained",
-        "ended",
-        "fd",
-        "readable",
-        "sock",
-        "waiting",
+        *("_answers", "_backlog", "_found", "_incoming", "_loop", "_outgoing"),
+        *("_read", "_reading", "_reset", "_shut", "_tls", "_unread", "_writing"),
+        *("broken", "closed", "crashed", "drained", "ended", "fd", "readable", "sock", "waiting"),
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
@@ -76,6 +61,7 @@ class Leg:
         self._shut = 0  # 1: nothing more is to be sent, 2: the peer was told
         self._reading = self._writing = False
         self._reset = False  # the peer reset the connection
+        self._read = 0  # bytes taken from the socket
         self.closed = False
 
     @property
@@ -89,7 +75,7 @@ class Leg:
         if wanted and not self._reading and not self.closed:
             self._reading = True
             self._loop.add_reader(self.fd, self.wake)
-            if self._unread or self.held:
+            if self._unread or self.held or self._reset:
                 self._loop.call_soon(self.wake)
         elif not wanted and self._reading:
             self._reading = False
@@ -130,54 +116,72 @@ class Leg:
             return AGAIN
         except OSError as error:
             raise self._failed(error) from error
-        if not size:
+        if size:
+            self._read += size
+            self._look_behind()
+        elif self._reset:
+            raise self._failed(_RESET)
+        else:
             self.ended = True
         return size
 
     def _decrypt(self, view: memoryview) -> int:
         tls, incoming = self._tls, self._incoming
         assert tls is not None
-        eof = False
-        if not tls.pending() and incoming.pending < _RECORD:
-            try:
-                size = self.sock.recv_into(_SCRATCH)
-                if size:
-                    incoming.write(_SCRATCH[:size])
-                elif not incoming.eof:
-                    eof = True
-                    incoming.write_eof()
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError as error:
-                raise self._failed(error) from error
         taken, room = 0, len(view)
+        dry = incoming.pending >= _RECORD  # the socket has nothing more for now, or is not to be asked
         try:
             while taken < room:
-                size = int(tls.read(room - taken, view[taken:]))  # into a buffer: it gives the number of bytes
+                if not dry and incoming.pending < _RECORD:
+                    dry = self._take_in(incoming, taken)
+                try:
+                    size: Any = tls.read(room - taken, view[taken:] if taken else view)
+                except ssl.SSLWantReadError:
+                    if dry:
+                        break
+                    continue
                 if not size:
                     self.ended = True
                     break
                 taken += size
-                if size < _RECORD and not incoming.pending and not tls.pending():
+                if dry and not incoming.pending:  # with room left, the record was read whole
                     break
-        except ssl.SSLWantReadError:
-            pass
         except ssl.SSLZeroReturnError:
             self.ended = True
-        except ssl.SSLEOFError as error:
+        except ssl.SSLError as error:
             if taken:  # give these out first
                 return taken
-            self.ended = True
-            raise Failure("tls-truncated", "the connection ended without a closing alert of TLS") from error
-        except ssl.SSLError as error:
-            if taken:
-                return taken
-            raise Failure("tls", f"TLS failed: {reason_of(error)}") from error
+            if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
+                self.ended = True
+                raise Failure("tls-truncated", "the connection ended without a closing alert of TLS") from error
+            raise Failure("tls", f"TLS failed: {handshake.reason_of(error)}") from error
         if self._outgoing.pending:
             self._answer()
-        if taken or self.ended:
-            return taken
-        return 0 if eof and self.ended else AGAIN
+        return taken if taken or self.ended else AGAIN
+
+    def _take_in(self, incoming: ssl.MemoryBIO, taken: int) -> bool:
+        """Give TLS what the socket has; True if that is all for now. Raises `Failure`, but not behind `taken` bytes."""
+        try:
+            size = self.sock.recv_into(_SCRATCH)
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError as error:
+            if not taken:
+                raise self._failed(error) from error
+            self._reset = True
+            self._loop.call_soon(self.wake)
+            return True
+        if size:
+            incoming.write(_SCRATCH[:size])
+            self._read += size
+            self._look_behind()
+        elif self._reset:
+            if not taken:
+                raise self._failed(_RESET)
+            self._loop.call_soon(self.wake)
+        elif not incoming.eof:
+            incoming.write_eof()
+        return size < RECEIVE
 
     def _answer(self) -> None:
         """What reading makes TLS say (RFC 8446 §4.6.3, RFC 5246 §7.2.2): a peer may ask without taking answers."""
@@ -185,6 +189,13 @@ class Leg:
         if self._answers > _MAX_ANSWERS:
             raise Failure("tls", "the peer has TLS answer again and again, and does not take the answers")
         self._flush_tls()
+
+    def _look_behind(self) -> None:
+        """Bytes were read, and the connection may have failed behind them: the loop tells of that once only (libuv
+        ends the watch of a socket with an error), so the rest is read without being called."""
+        if self._reset or self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # reading clears it
+            self._reset = True
+            self._loop.call_soon(self.wake)
 
     def _failed(self, error: OSError) -> Failure:
         self._lose()
@@ -198,11 +209,16 @@ class Leg:
             return
         if self._tls is not None:
             try:
-                self._tls.write(data)
+                if len(data) <= RECEIVE:
+                    self._tls.write(data)
+                    self._transmit(self._outgoing.read())
+                    return
+                for at in range(0, len(data), RECEIVE):
+                    self._tls.write(data[at : at + RECEIVE])
+                    self._transmit(self._outgoing.read())
             except ssl.SSLError:
                 self._loop.call_soon(self.broken)
                 return
-            self._flush_tls()
         else:
             self._transmit(data)
 
@@ -303,8 +319,6 @@ class Leg:
             pass
         except ssl.SSLError:
             self._found = True
-        if self.held:
-            self._loop.call_soon(self.wake)
 
     def _say_shut(self) -> None:
         self._shut = 2
@@ -324,36 +338,24 @@ class Leg:
         """Shake hands, from the next byte on (first those `unread`). Raises `Failure`; the peer has its alert then."""
         self.watch(False)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        try:
-            tls = context.wrap_bio(self._incoming, self._outgoing, server, server_name, session=session)
-        except (ValueError, TypeError) as error:  # an agent may ask for anything
-            raise Failure("tls", "the TLS handshake failed: the server's name is not usable") from error
+        tls = handshake.begin(
+            context, self._incoming, self._outgoing, server=server, server_name=server_name, session=session
+        )
         self._incoming.write(self._unread)
         self._unread = b""
-        while True:
+        done = False
+        while not done:
             try:
-                tls.do_handshake()
-                break
-            except ssl.SSLWantReadError:
+                done = handshake.step(tls)
+            finally:
                 self._flush_tls()
-            except ssl.SSLCertVerificationError as error:
-                self._flush_tls()
-                raise Failure("certificate", f"the certificate is not accepted: {error.verify_message}") from error
-            except ssl.SSLError as error:
-                self._flush_tls()
-                raise Failure("tls", f"the TLS handshake failed: {reason_of(error)}") from error
-            except ValueError as error:  # a server name that cannot be one
-                raise Failure("tls", "the TLS handshake failed: the server's name is not usable") from error
-            await self._more(self._incoming)
+            if not done:
+                data = await self.receive()
+                if data:
+                    self._incoming.write(data)
+                else:
+                    self._incoming.write_eof()
         self._tls = tls
-        self._flush_tls()
-
-    async def _more(self, into: ssl.MemoryBIO) -> None:
-        data = await self.receive()
-        if data:
-            into.write(data)
-        else:
-            into.write_eof()
 
     async def receive(self) -> bytes:
         """The next bytes as they come over the wire, b"" at the end; for handshakes. Raises `Failure`."""
@@ -361,15 +363,17 @@ class Leg:
             data, self._unread = self._unread, b""
             return data
         try:
-            return await self._loop.sock_recv(self.sock, 65536)
+            data = await self._loop.sock_recv(self.sock, 65536)
         except OSError as error:
             raise self._failed(error) from error
+        self._read += len(data)
+        return data
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def counts(self) -> dict[str, int] | None:
         """Bytes that came from the peer, and that it acknowledged (SYN and FIN among these), as the socket counted."""
-        return tcp_info.counts(self.sock, reset=self._reset)
+        return tcp_info.counts(self.sock, self._read)
 
     @property
     def owing(self) -> int:
@@ -389,11 +393,6 @@ class Leg:
         self.sock.close()
         self._backlog.clear()
         self.waiting = 0
-
-
-def reason_of(error: ssl.SSLError) -> str:
-    """OpenSSL's word for what went wrong, as `tlsv1 alert unknown ca`."""
-    return (error.reason or type(error).__name__).replace("_", " ").lower()
 
 
 def _nothing(*unused: Any) -> None:

@@ -12,6 +12,7 @@ from appliance.relay.flow import NUMBER, Flow
 from appliance.relay.leg import AGAIN, Leg
 from appliance.relay.mediator import (
     ANY,
+    Command,
     Commands,
     Dial,
     Fail,
@@ -20,6 +21,7 @@ from appliance.relay.mediator import (
     Mediator,
     Note,
     Pass,
+    Refuse,
     Routed,
     Say,
     Shut,
@@ -57,6 +59,8 @@ class Mediation:
         self._done = False  # somebody else has the legs
         self._busy = 0  # handshakes and the like that are under way: nothing is read
         self._withheld = 0
+        self._heard = flow.trace.offsets[0]  # bytes of the agent; the record has all of them before its end
+        self._reason = ""  # for which the flow was refused
         self._name = ""  # of the server, as the agent's ClientHello asked for it
         flow.stop = self._stop
         self._adopt(Direction.CLIENT, flow.agent)
@@ -75,6 +79,8 @@ class Mediation:
     def _adopt(self, direction: Direction, leg: Leg) -> None:
         leg.readable = lambda: self._read(direction, leg)
         leg.drained = self._drained
+        if direction is Direction.SERVER:
+            leg.broken = lambda: self._broke(leg)
 
     def _leg(self, direction: Direction) -> Leg | None:
         return self._flow.agent if direction is Direction.CLIENT else self._flow.upstream
@@ -97,6 +103,9 @@ class Mediation:
             leg.watch(False)
             self._recording.when_flowing(self._watch)
             return
+        if self._recording.full:
+            self._flow.around.loop.call_soon(leg.wake)
+            return
         limit = self._limit(direction)
         if limit <= 0:
             leg.watch(False)
@@ -104,15 +113,17 @@ class Mediation:
         try:
             size = leg.read_into(_SCRATCH[:limit])
         except Failure as failure:
-            self._failed(failure, direction)
-            return
+            if failure.reason != "tls-truncated":
+                self._failed(failure, direction)
+                return
+            self._flow.note(failure.reason, f"{direction}: {failure.text}", {"side": str(direction)}, direction)
+            size = 0
         if size > 0:
+            self._heard += size * (direction is Direction.CLIENT)
             self._flow.touched = self._flow.around.second
             self._carry_out(self._mediator.receive(direction, bytes(_SCRATCH[:size])))
         if leg.ended and not self._done and not self._flow.over:
             leg.watch(False)
-            if direction is Direction.CLIENT:
-                self._flow.end_of(direction)
             self._carry_out(self._mediator.ended(direction))
             self._finish_if_over()
         elif leg.held and size != AGAIN:
@@ -128,16 +139,27 @@ class Mediation:
             return
         agent, upstream = flow.agent, flow.upstream
         if agent.ended and agent.shut_down and (upstream is None or (upstream.ended and not upstream.waiting)):
-            flow.finish(Ending.FIN, "")
+            flow.end_of(Direction.CLIENT)
+            flow.finish(Ending.FIN, self._reason)
+
+    def _broke(self, leg: Leg) -> None:
+        """The server takes nothing more: what it said before is still read, and then that it is gone."""
+        if self._flow.over or leg is not self._flow.upstream:
+            return
+        if self._done or self._busy or leg.ended or self._limit(Direction.SERVER) <= 0:
+            self._flow.end_for(Failure("server-gone", "the server reset the connection"))
+        else:
+            leg.watch(True)
 
     def _failed(self, failure: Failure, direction: Direction) -> None:
         side = "agent" if direction is Direction.CLIENT else "server"
-        if direction is Direction.SERVER:
+        if direction is Direction.SERVER and not (failure.reason == "reset" and self._flow.agent.ended):
             self._stop("server-gone", f"server: {failure.text}")
             return
         if failure.reason != "reset":
             self._flow.note(failure.reason, f"{side}: {failure.text}", {"side": side}, direction)
-        self._flow.finish(Ending.RST, f"{side}-reset" if failure.reason == "reset" else failure.reason)
+        reason = f"{side}-reset" if failure.reason == "reset" else failure.reason
+        self._flow.finish(Ending.RST, self._reason or reason)
 
     # -- commands --------------------------------------------------------------------------------------------------
 
@@ -166,11 +188,11 @@ class Mediation:
                 case Note():
                     flow.note(command.kind, command.text, command.attrs, command.direction, command.start, command.end)
                 case Identify():
-                    self._wait(self._identify(command))
+                    self._wait(self._identify, command)
                 case Dial():
-                    self._wait(self._connect(command))
+                    self._wait(self._connect, command)
                 case StartTls():
-                    self._wait(self._secure(command))
+                    self._wait(self._secure, command)
                 case Shut():
                     self._shut(command.peer)
                 case HangUp():
@@ -179,9 +201,15 @@ class Mediation:
                     self._hand_over(self._splice)
                 case Tunnel():
                     self._hand_over(lambda command=command: self._tunnel(command))  # type: ignore[misc]
+                case Refuse():
+                    self._reason = command.reason
+                    flow.around.count(command.reason)
+                    flow.note("refused", command.text, {"reason": command.reason})
                 case Fail():
                     self._tell_withheld()
                     flow.fail(command.reason, command.text)
+        if flow.agent.ended and flow.trace.offsets[0] >= self._heard:
+            flow.end_of(Direction.CLIENT)
         if self._mediator.ready:
             flow.deadline = 0.0
         self._watch()
@@ -232,18 +260,18 @@ class Mediation:
 
     # -- what takes its time ---------------------------------------------------------------------------------------
 
-    def _wait(self, work: Coroutine[Any, Any, Commands]) -> None:
+    def _wait(self, work: Callable[[Any], Coroutine[Any, Any, Commands]], command: Command) -> None:
         """Do something behind what was recorded; nothing is read until the mediator has heard of it."""
         self._busy += 1
         self._watch()
 
         async def then() -> None:
-            commands = await work
+            commands = await work(command)
             self._busy -= 1
             if not self._flow.over:
                 self._carry_out(commands)
 
-        self._recording.then(lambda: self._flow.spawn(then()) if not self._flow.over else work.close())
+        self._recording.then(lambda: self._flow.spawn(then()))
 
     async def _identify(self, command: Identify) -> Commands:
         try:

@@ -146,7 +146,15 @@ class Fail:
     text: str
 
 
-Command = Pass | Take | Say | Dial | StartTls | Identify | Note | Shut | HangUp | Splice | Tunnel | Fail
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """As `Fail`, but the agent has time to read what was said: the flow ends when the agent does."""
+
+    reason: str
+    text: str
+
+
+Command = Pass | Take | Say | Dial | StartTls | Identify | Note | Shut | HangUp | Splice | Tunnel | Fail | Refuse
 Commands = list[Command]
 
 

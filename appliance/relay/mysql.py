@@ -30,7 +30,6 @@ from appliance.identity.credential import Kind, Secret
 from appliance.model import Direction, Identity
 from appliance.relay import mysql_messages as messages
 from appliance.relay.mediator import (
-    ANY,
     Command,
     Commands,
     Context,
@@ -46,27 +45,16 @@ from appliance.relay.mediator import (
     StartTls,
     Take,
 )
-from appliance.relay.mysql_commands import Commands as Watched
-from appliance.relay.mysql_login import SHA2, SHA256, Login
-from appliance.relay.mysql_messages import CLEAR, NATIVE, SCRAMBLE, Greeting, Refusal, Response
+from appliance.relay.mysql_commands import Opened
+from appliance.relay.mysql_login import KEY_REQUESTS, SHA2, Login
+from appliance.relay.mysql_messages import CLEAR, NATIVE, SCRAMBLE, Greeting, Refusal, Response, hidden
 from appliance.relay.tls import alert
 
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 METHOD: Final = "mysql-password"
-CODES: Final[dict[str, messages.Code]] = {  # for reasons from outside of the protocol
-    "time-out": (1159, "08S01"),  # ER_NET_READ_INTERRUPTED
-    "idle": (4031, "HY000"),  # ER_CLIENT_INTERACTION_TIMEOUT
-    "too-many-connections": (1040, "08004"),  # ER_CON_COUNT_ERROR
-    "lease-ended": (1053, "08S01"),  # ER_SERVER_SHUTDOWN
-    "shutdown": (1053, "08S01"),
-    "journal-full": (1021, "HY000"),  # ER_DISK_FULL
-    "refused-by-rule": messages.DENIED,
-}
-REFUSED: Final = frozenset({1045, 1698, 1820, 1862, 3118, 3955, 4151})  # the password, or the account it is of
 TLS_FAILURES: Final = ("certificate", "tls")
 USE_TLS: Final = "Connect with TLS, as by --ssl"
 _FAST: Final = b"\x01\x03"  # of caching_sha2_password: the proof was enough
-_KEY_REQUESTS: Final = {SHA2: b"\x02", SHA256: b"\x01"}
 _TOKEN: Final = "token"  # noqa: S105
 
 
@@ -104,14 +92,14 @@ class MysqlMediator:
         self._login: Login | None = None
         self._method = ""
         self._answers = False  # the agent is to answer the server
-        self._watched = Watched()
+        self._after = Opened()
 
     # -- what a mediator is asked ----------------------------------------------------------------------------------
 
     def limit(self, direction: Direction) -> int:
         phase = self._phase
         if phase is Phase.OPEN:
-            return ANY
+            return self._after.limit(direction)
         if direction is SERVER:
             speaks = phase in (Phase.GREETING, Phase.LOGIN, Phase.START, Phase.TOKEN)
             return self._server.missing() if speaks else 0
@@ -123,7 +111,7 @@ class MysqlMediator:
 
     def receive(self, direction: Direction, data: bytes) -> Commands:
         if self._phase is Phase.OPEN:
-            return [Pass(SERVER, data)] if direction is SERVER else self._watch(data)
+            return self._after.receive(direction, data)
         if direction is CLIENT:
             self._agent.feed(data)
             return self._run(self._hear_agent)
@@ -131,13 +119,15 @@ class MysqlMediator:
         return self._run(self._hear_server)
 
     def ended(self, direction: Direction) -> Commands:
+        if self._phase is Phase.OPEN:
+            return self._after.ended(direction)
         return self._run(self._agent_ended if direction is CLIENT else self._server_ended)
 
     def dialled(self) -> Commands:
         return self._run(self._connected)
 
     def dial_failed(self, reason: str, text: str) -> Commands:
-        code = CODES.get(reason, messages.UNREACHABLE)
+        code = messages.CODES.get(reason, messages.UNREACHABLE)
         return self._run(lambda: self._refuse(Refusal(reason, code, f"the gateway did not reach the server: {text}")))
 
     def secured(self, peer: Direction) -> Commands:
@@ -151,7 +141,9 @@ class MysqlMediator:
         return self._run(lambda: self._refuse(Refusal("token-refused", messages.DENIED, told)))
 
     def stop(self, reason: str, text: str) -> Commands:
-        code = CODES.get(reason, messages.UNREACHABLE)
+        if self._phase is Phase.OPEN:
+            return self._after.stop(reason, text)
+        code = messages.CODES.get(reason, messages.UNREACHABLE)
         told = f"TLS between gateway and server failed: {text}" if reason in TLS_FAILURES else text
         return self._run(lambda: self._refuse(Refusal(reason, code, told)))
 
@@ -195,7 +187,7 @@ class MysqlMediator:
                 raise messages.violation("a client that has other capabilities within TLS than before")
             response = messages.response(body)
         except Refusal:
-            self._do(Take(CLIENT, packet, _behind(packet, HEADER + SSL_REQUEST)))
+            self._do(Take(CLIENT, packet, hidden(packet, HEADER + SSL_REQUEST)))
             raise
         self._agent_number = number + 1
         self._response, self._packet = response, packet
@@ -223,22 +215,17 @@ class MysqlMediator:
     def _identify(self, response: Response, packet: bytes) -> None:
         """Whether it is known who the agent is."""
         begin, end = (HEADER + place for place in response.place)
-        hidden = ((begin, end, "password"),) if end > begin else ()
-        if not self._own:
-            self._proceed()
+        proof = ((begin, end, "password"),) if end > begin else ()
+        if self._token and self._tls and response.plugin == CLEAR and response.answer:
+            self._verify(packet, response.answer, begin)
             return
+        self._do(Take(CLIENT, packet, proof))
         if not self._token:
-            self._do(Take(CLIENT, packet, hidden))
             self._proceed()
             return
         if not self._tls:
-            self._do(Take(CLIENT, packet, hidden))
             text = "the gateway asks for an access token as password, and only over TLS"
             raise Refusal("cleartext-token", messages.INSECURE, text, USE_TLS)
-        if response.plugin == CLEAR and response.answer:
-            self._verify(packet, response.answer, begin)
-            return
-        self._do(Take(CLIENT, packet, hidden))
         self._say(messages.switch(self._agent_number, CLEAR))
         self._phase = Phase.TOKEN
 
@@ -260,29 +247,13 @@ class MysqlMediator:
         """Its own password, or a step towards that."""
         self._answers = False
         body = packet[HEADER:]
-        asks = body == _KEY_REQUESTS.get(self._method)
+        asks = body == KEY_REQUESTS.get(self._method)
         self._agent_number = messages.number_of(packet) + 1
-        self._pass(CLIENT, packet, messages.packet(self._server_number, body), () if asks else _behind(packet, HEADER))
+        self._do(Take(CLIENT, packet, () if asks else hidden(packet, HEADER)))
+        self._say(messages.packet(self._server_number, body), SERVER)
         self._server_number += 1
 
-    def _watch(self, data: bytes) -> Commands:
-        """It is logged in by the gateway."""
-        passed, refused = self._watched.take(data)
-        out: Commands = [Pass(CLIENT, passed)] if passed else []
-        if refused:
-            text = "COM_CHANGE_USER is refused: the gateway has logged in for the agent"
-            self._phase = Phase.OVER
-            out.append(Take(CLIENT, refused, _behind(refused, HEADER + 1)))
-            out.append(Say(CLIENT, messages.error(1, messages.FORBIDDEN, text, "Connect anew instead")))
-            out.append(Fail("change-user", text))
-        return out
-
     def _agent_ended(self) -> None:
-        if self._phase is Phase.OPEN:
-            if rest := self._watched.rest():
-                self._do(Pass(CLIENT, rest))
-            self._do(Shut(SERVER))
-            return
         self._spill_agent()
         self._do(HangUp())
         self._do(Shut(CLIENT))
@@ -349,7 +320,7 @@ class MysqlMediator:
             return
         own = bytes(secrets.choice(range(33, 127)) for _ in range(SCRAMBLE)) if self._own else b""
         told = greeting.offering(self._offered(), own, NATIVE)
-        self._pass(SERVER, packet, messages.packet(0, told))
+        self._tell(packet, messages.packet(0, told))
         self._greeted, self._agent_number = True, 1
         self._phase = Phase.START
 
@@ -360,6 +331,7 @@ class MysqlMediator:
         self._server_tls = True  # it is told so, and does not get anything else before
         flags = self._flags_of(fields.capabilities(asked))
         self._say(messages.packet(self._server_number, messages.fixed(asked, flags)), SERVER)
+        self._server_number += 1
         waits = self._asked is not None and not self._tls
         self._securing = SERVER if waits else None
         self._do(StartTls(SERVER, self._context.server_name, mirror=waits))
@@ -410,9 +382,7 @@ class MysqlMediator:
             self._method = response.plugin
             body = self._packet[HEADER:]
             said = messages.fixed(body, flags) + body[SSL_REQUEST:]
-            begin, end = (HEADER + place for place in response.place)
-            hidden = ((begin, end, "password"),) if end > begin else ()
-            self._pass(CLIENT, self._packet, messages.packet(self._server_number, said), hidden)
+            self._say(messages.packet(self._server_number, said), SERVER)
         self._server_number += 1
 
     def _answer(self, packet: bytes, body: bytes) -> None:
@@ -428,7 +398,7 @@ class MysqlMediator:
         else:
             if body[0] == fields.EOF:
                 self._method = fields.until_nul(body, 1)[0].decode("ascii", "replace")
-            self._pass(SERVER, packet, messages.packet(self._agent_number, body))
+            self._tell(packet, messages.packet(self._agent_number, body))
             self._answers = body != _FAST
             self._agent_number += 1
 
@@ -458,7 +428,7 @@ class MysqlMediator:
         except (ValueError, IndexError, struct.error):
             raise messages.violation("the server's error does not fit its layout") from None
         secret = self._secret
-        if secret is None or said.code not in REFUSED:
+        if secret is None or said.code not in messages.ABOUT_CREDENTIALS:
             told = body if not self._greeted or said.sqlstate else body[:3] + b"#HY000" + body[3:]
             self._do(Pass(SERVER, messages.packet(self._agent_number, told)))
             self._spill_agent()
@@ -481,9 +451,7 @@ class MysqlMediator:
         self._refuse(Refusal("login-refused", messages.DENIED, text, hint))
 
     def _server_ended(self) -> None:
-        if self._phase is Phase.OPEN:
-            self._do(Shut(CLIENT))
-        elif self._phase is not Phase.WAITING:
+        if self._phase is not Phase.WAITING:
             raise Refusal("server-gone", messages.UNREACHABLE, "the server closed the connection during the log-in")
 
     # -- commands --------------------------------------------------------------------------------------------------
@@ -494,41 +462,28 @@ class MysqlMediator:
     def _say(self, packet: bytes, to: Direction = CLIENT) -> None:
         self._do(Say(to, packet))
 
-    def _pass(
-        self, direction: Direction, packet: bytes, told: bytes, hidden: tuple[tuple[int, int, str], ...] = ()
-    ) -> None:
-        """What a peer said, as the other one is told it."""
+    def _tell(self, packet: bytes, told: bytes) -> None:
+        """What the server said, as the agent is told it."""
         if packet == told:
-            self._do(Pass(direction, packet, hidden))
+            self._do(Pass(SERVER, packet))
         else:
-            self._do(Take(direction, packet, hidden))
-            self._say(told, direction.other)
+            self._do(Take(SERVER, packet))
+            self._say(told)
 
     def _refuse(self, refusal: Refusal) -> None:
-        opened = self._phase is Phase.OPEN
         self._spill_agent()
         if len(self._server):
             self._do(Take(SERVER, self._server.rest()))
         if self._securing is SERVER:  # the agent has begun its handshake, and reads nothing else
             self._say(alert("access-denied" if refusal.reason == "certificate" else "internal-error"))
-        elif self._securing is None and (not opened or refusal.reason == "idle"):  # else amid something, maybe
-            number = 0 if opened else self._agent_number
+        elif self._securing is None:
+            number = self._agent_number
             self._say(messages.error(number, refusal.code, refusal.text, refusal.hint, greeted=self._greeted))
         self._do(Fail(refusal.reason, refusal.text))
         self._phase = Phase.OVER
 
     def _spill_agent(self) -> None:
         """What it said and was not dealt with is on record too; of what may be a password, only how long it is."""
-        rest = self._agent.rest()
-        if self._phase is Phase.OPEN:
-            rest = self._watched.rest()
-            hidden = ()
-        else:
-            hidden = _behind(rest, HEADER + SSL_REQUEST if self._phase is Phase.START else 0)
-        if rest:
-            self._do(Take(CLIENT, rest, hidden))
-
-
-def _behind(data: bytes, start: int) -> tuple[tuple[int, int, str], ...]:
-    """All from there on is kept by length only."""
-    return ((start, len(data), "password"),) if len(data) > start else ()
+        if rest := self._agent.rest():
+            harmless = HEADER + SSL_REQUEST if self._phase is Phase.START else 0
+            self._do(Take(CLIENT, rest, hidden(rest, harmless)))

@@ -8,7 +8,12 @@ server asked for (LOAD DATA LOCAL), which follows a packet with the number 255 t
 from typing import Final
 
 from appliance.dissect.mysql_frames import CHANGE_USER, FULL, HEADER, WORD
+from appliance.model import Direction
+from appliance.relay import mediator
+from appliance.relay import mysql_messages as messages
+from appliance.relay.mediator import ANY, Fail, Pass, Say, Shut, Take
 
+CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 FORBIDDEN: Final = frozenset({CHANGE_USER, 0xFE})  # 0xFE: MariaDB's COM_MULTI could hold it
 LAST: Final = 255  # number behind which they begin again
 
@@ -56,3 +61,47 @@ class Commands:
         """What waits for more of its header."""
         held, self._held = self._held, b""
         return held
+
+
+class Opened:
+    """The session of an agent for whom the gateway has logged in."""
+
+    def __init__(self) -> None:
+        self._agent = Commands()
+        self._over = False
+
+    def limit(self, direction: Direction) -> int:
+        return 0 if self._over else ANY
+
+    def receive(self, direction: Direction, data: bytes) -> mediator.Commands:
+        if self._over:
+            return []
+        if direction is SERVER:
+            return [Pass(SERVER, data)]
+        passed, refused = self._agent.take(data)
+        out: mediator.Commands = [Pass(CLIENT, passed)] if passed else []
+        if refused:
+            text = "COM_CHANGE_USER is refused: the gateway has logged in for the agent"
+            out.append(Take(CLIENT, refused, messages.hidden(refused, HEADER + 1)))
+            out.append(Say(CLIENT, messages.error(1, messages.FORBIDDEN, text, "Connect anew instead")))
+            out += self._fail("change-user", text)
+        return out
+
+    def ended(self, direction: Direction) -> mediator.Commands:
+        rest = self._agent.rest() if direction is CLIENT else b""
+        return [*([Pass(CLIENT, rest)] if rest else []), Shut(direction.other)]
+
+    def stop(self, reason: str, text: str) -> mediator.Commands:
+        """An error only where nothing moves: else it would come amid an answer, maybe. Clients take the number 0 for
+        what a server says by itself."""
+        if self._over:
+            return []
+        rest = self._agent.rest()
+        out: mediator.Commands = [Take(CLIENT, rest)] if rest else []
+        if reason == "idle":
+            out.append(Say(CLIENT, messages.error(0, messages.CODES[reason], text)))
+        return [*out, *self._fail(reason, text)]
+
+    def _fail(self, reason: str, text: str) -> mediator.Commands:
+        self._over = True
+        return [Fail(reason, text)]

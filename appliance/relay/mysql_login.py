@@ -29,7 +29,7 @@ METHODS: Final = (NATIVE, SHA2, SHA256, ED25519, CLEAR)
 SIZES: Final = {ED25519: 32}  # bytes of the server's scramble, where they are not 20
 MAX_KEY: Final = 8192  # bytes of an RSA key in PEM
 _FAST, _FULL = b"\x03", b"\x04"
-_ASK: Final = {SHA2: b"\x02", SHA256: b"\x01"}  # for the server's RSA key
+KEY_REQUESTS: Final = {SHA2: b"\x02", SHA256: b"\x01"}  # for the server's RSA key
 
 
 class Step(Enum):
@@ -105,7 +105,7 @@ class Login:
             text = "the server asks for the password in clear, and its connection is not encrypted"
             raise Refusal("cleartext-password", messages.DENIED, text, "Give the server TLS")
         self._step = Step.KEY
-        return _ASK[self.method]
+        return KEY_REQUESTS[self.method]
 
     def _more(self, said: bytes, secret: Secret) -> bytes | None:
         if self._step is Step.FAST and said == _FAST:

@@ -39,6 +39,17 @@ UNREACHABLE: Final = (1105, "HY000")  # ER_UNKNOWN_ERROR
 UNSUPPORTED: Final = (1235, "42000")  # ER_NOT_SUPPORTED_YET
 FORBIDDEN: Final = (1227, "42000")  # ER_SPECIFIC_ACCESS_DENIED_ERROR
 
+CODES: Final[dict[str, Code]] = {  # for reasons from outside of the protocol
+    "time-out": (1159, "08S01"),  # ER_NET_READ_INTERRUPTED
+    "idle": (4031, "HY000"),  # ER_CLIENT_INTERACTION_TIMEOUT
+    "too-many-connections": (1040, "08004"),  # ER_CON_COUNT_ERROR
+    "lease-ended": (1053, "08S01"),  # ER_SERVER_SHUTDOWN
+    "shutdown": (1053, "08S01"),
+    "journal-full": (1021, "HY000"),  # ER_DISK_FULL
+    "refused-by-rule": DENIED,
+}
+ABOUT_CREDENTIALS: Final = frozenset({1045, 1698, 1820, 1862, 3118, 3955, 4151})  # the password, or its account
+
 _CAPABILITIES: Final = struct.Struct("<IIB19sI")
 
 
@@ -72,6 +83,11 @@ def error(number: int, code: Code, text: str, hint: str = "", *, greeted: bool =
     said = f"{text[:MAX_WORDS]}{'. ' if hint else ''}{hint}".replace("\0", "")
     state = b"#" + code[1].encode() if greeted else b""
     return packet(number, b"\xff" + struct.pack("<H", code[0]) + state + said.encode("utf-8", "replace"))
+
+
+def hidden(data: bytes, start: int) -> tuple[tuple[int, int, str], ...]:
+    """All from there on may be a password: kept by length only."""
+    return ((start, len(data), "password"),) if len(data) > start else ()
 
 
 def switch(number: int, plugin: str, data: bytes = b"") -> bytes:
@@ -125,7 +141,7 @@ class Greeting(NamedTuple):
     body: bytes
     capabilities: int
     plugin: str
-    _at: int  # where the connection's number begins, behind the version's NUL
+    number_at: int  # where the connection's number begins, behind the version's NUL
 
     @classmethod
     def read(cls, body: bytes) -> Self:
@@ -142,11 +158,13 @@ class Greeting(NamedTuple):
     @property
     def scramble(self) -> bytes:
         """The random bytes that a password is proven with."""
-        return self.body[self._at + 4 : self._at + 12] + self.body[self._at + 31 : self._at + 43]
+        return (
+            self.body[self.number_at + 4 : self.number_at + 12] + self.body[self.number_at + 31 : self.number_at + 43]
+        )
 
     def offering(self, capabilities: int, scramble: bytes = b"", plugin: str = "") -> bytes:
         """The same greeting with other capabilities; with a scramble of the gateway's own where one is given."""
-        at = self._at
+        at = self.number_at
         body = bytearray(self.body)
         body[at + 13 : at + 15] = (capabilities & 0xFFFF).to_bytes(2, "little")
         body[at + 18 : at + 20] = (capabilities >> 16 & 0xFFFF).to_bytes(2, "little")

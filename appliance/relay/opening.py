@@ -11,7 +11,6 @@ may speak first.
 """
 
 import asyncio
-import contextlib
 from ipaddress import ip_address
 from typing import Final
 
@@ -26,11 +25,11 @@ from appliance.relay.http_answer import answer
 from appliance.relay.leg import Leg
 from appliance.relay.mediation import Mediation
 from appliance.relay.mediator import Context, Dial, Mediator, Tunnel
-from appliance.relay.names import authority, names_host
+from appliance.relay.names import authorities, authority, names_host
 from appliance.relay.protocols import MEDIATORS, UPGRADES
 from appliance.relay.route import Match
 from appliance.relay.splice import Splice
-from appliance.relay.tls import alert, begins_tls, offered
+from appliance.relay.tls import MAX_NAME, alert, begins_tls, offered, usable
 
 KNOWN_HTTP: Final = ("h2", "http/1.1")
 SPEAKS_FIRST: Final = ("mysql", "ssh")  # applications whose server does
@@ -59,8 +58,8 @@ class Opening:
     async def _enter(self) -> None:
         """A conversation with the server at `_address`, by which the flow is judged anew."""
         flow = self._flow
-        flow.match = self._choose("")
         named = any(match.rule.host for match in self._around.routes.candidates(self._address, self._port))
+        flow.match = self._choose("", refuse=not named)  # its name may open what is closed without one
         rule = flow.rule
         if flow.upstream is not None and rule.mode == "mediate" and rule.application != "http":
             flow.hang_up()  # these mediators connect themselves
@@ -107,11 +106,15 @@ class Opening:
         if not agent_first:
             return None
         data = await flow.agent.receive()
-        while data and begins_tls(data) and len(data) < 3:  # too little to tell
-            more = await flow.agent.receive()
-            if not more:
-                break
-            data += more
+        try:
+            async with asyncio.timeout(self._seconds):
+                while data and begins_tls(data) and len(data) < 3:  # too little to tell
+                    more = await flow.agent.receive()
+                    if not more:
+                        break
+                    data += more
+        except TimeoutError as error:
+            raise Failure("time-out", f"the agent's first words took longer than {self._seconds:g} s") from error
         flow.agent.unread(data)
         return data
 
@@ -128,6 +131,8 @@ class Opening:
         if any(match.rule.host for match in self._around.routes.candidates(self._address, self._port)):
             prefix = await self._whole_head(prefix)
         name = authority(prefix)
+        if any(self._rule_of(other) != self._rule_of(name) for other in authorities(prefix)):
+            raise Failure("host", "the request names several hosts, which are of different rules")
         try:
             flow.match = self._choose(name)
         except Failure as failure:
@@ -177,7 +182,11 @@ class Opening:
     async def _tls(self) -> None:
         flow = self._flow
         hello = await flow.hello()
-        flow.match = self._choose(hello.sni)
+        try:
+            flow.match = self._choose(hello.sni)
+        except Failure:
+            flow.agent.send(alert("access-denied"))
+            raise
         rule = flow.rule
         key = (flow.client[0], hello.sni or self._address)
         if flow.match is not None and flow.match.rule.lane == "tap":
@@ -195,7 +204,7 @@ class Opening:
     async def _terminate(self, hello: ClientHello, key: tuple[str, str]) -> None:
         flow = self._flow
         rule = flow.rule
-        offer = tuple(name.decode("latin-1") for name in hello.alpn)
+        offer = usable(hello.alpn)
         if rule.mode == "mediate":
             offer = tuple(name for name in offer if name in KNOWN_HTTP)
             if hello.alpn and not offer:
@@ -207,7 +216,7 @@ class Opening:
         try:
             server = await flow.secure_upstream(rule, hello.sni, offer)
         except Failure as failure:
-            flow.note("upstream-tls", failure.text, {"reason": failure.reason, "sni": hello.sni})
+            flow.note("upstream-tls", failure.text, {"reason": failure.reason, "sni": hello.sni[:MAX_NAME]})
             if rule.opaque == "pass":
                 flow.hang_up()
                 await self._pass_opaque(hello, failure.reason, failure.text)
@@ -249,8 +258,11 @@ class Opening:
     # -- who goes on -----------------------------------------------------------------------------------------------
 
     def _splice(self) -> None:
-        if not self._flow.over:
-            Splice(self._flow)
+        flow = self._flow
+        if flow.upstream is None:
+            flow.fail("server-gone", "there is no connection to the server any more")
+        if not flow.over:
+            Splice(flow)
 
     async def _give(self, application: str, *, connected: bool = False, server_name: str = "") -> None:
         """To who speaks this application's protocol."""
@@ -300,23 +312,25 @@ class Opening:
 
         async def enter() -> None:
             flow = self._flow
-            with contextlib.suppress(ValueError):
-                self._address = str(flow.upstream.sock.getpeername()[0]) if flow.upstream else self._address
+            self._address = flow.dialled[0] if flow.upstream is not None else self._address
             await self._enter()
 
         self._flow.spawn(enter())
 
     # -- rules -----------------------------------------------------------------------------------------------------
 
-    def _choose(self, name: str) -> Match | None:
-        """The rule for this name. Raises `Failure` when it refuses, or where a tunnel is of another one."""
+    def _choose(self, name: str, *, refuse: bool = True) -> Match | None:
+        """The rule for this name. Raises `Failure` if it refuses (with `refuse`), or a tunnel is of another one."""
         match = self._around.routes.choose(self._address, self._port, name or self._target)
         if self._target and match != self._around.routes.choose(self._address, self._port, self._target):
             raise Failure("refused-by-rule", "the name within the tunnel is of another rule than that of CONNECT")
-        if match is not None and match.rule.lane == "refuse":
+        if refuse and match is not None and match.rule.lane == "refuse":
             called = f" ({name})" if name.isprintable() and name else ""
             raise Failure("refused-by-rule", f"rule {match.number} refuses {self._address} port {self._port}{called}")
         return match
+
+    def _rule_of(self, name: str) -> Match | None:
+        return self._around.routes.choose(self._address, self._port, name or self._target)
 
     def _permits(self, name: str) -> bool:
         """Is a server of this name under the same rule as the flow?"""
@@ -339,10 +353,10 @@ class Opening:
         return await self._flow.dial(self._address, self._port, self._flow.rule)
 
     async def _dial(self, command: Dial) -> Leg:
-        flow, loop = self._flow, self._around.loop
+        flow = self._flow
         host, port = command.host, command.port or self._port
         if host:
-            addresses = await dial.resolve(loop, host, port, self._seconds)
+            addresses = await self._around.names.addresses(flow.owner, host, port, self._seconds)
         else:
             addresses = [self._address]
         failure = Failure("unreachable", f"{host}: it has no address")
@@ -362,6 +376,17 @@ class Opening:
             flow.tell_upstream()
             return leg
         raise failure
+
+
+def refuse(flow: Flow, reason: str, text: str) -> None:
+    """End a flow for which nothing was done yet, in its protocol's words where the rule tells which that is."""
+    match = flow.around.routes.choose(*flow.server)
+    if match is not None and match.rule.lane == "relay" and not flow.proxied:
+        rule = match.rule.relay
+        if rule.mode == "mediate" and rule.application == "ssh":
+            flow.spawn(ssh.refuse(flow, reason, text))
+            return
+    flow.fail(reason, text)
 
 
 def _upgrades(prefix: bytes) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import structlog
 
-from appliance.errors import Unavailable
+from appliance.errors import Unavailable, VerbatimError
 from appliance.identity.leases import Now
 from appliance.journal import RELAY, FrameKind, Writer
 from appliance.journal.relayed import HEADER, VERSION, RelayedKind, padding, size
@@ -27,6 +27,11 @@ from appliance.wire.clock import CLOCK
 RETRY: Final = 0.1  # seconds until the journal is asked again
 ENOUGH: Final = 16384 + HEADER.size  # bytes of room below which a batch is full
 SPARE: Final = 4  # buffers kept for batches
+MOST: Final = 8  # batches of one turn: what is ready beyond these waits for the next
+_HEAD: Final = HEADER.size
+_DATA: Final = int(RelayedKind.DATA)  # plain, as what is packed for each chunk
+_pack: Final = HEADER.pack_into
+_MAX_TEXT: Final = 4096  # characters of one text of a record that would be too large
 
 Then = tuple[Leg, memoryview | bytes] | Callable[[], None]
 
@@ -69,9 +74,11 @@ class Recording:
         self._due = False  # a commit is scheduled
         self._numbers = 0
         self._resume: list[Callable[[], None]] = []
+        self._dead = False  # nothing more is written or forwarded
         self.stalled = ""  # why nothing can be written now
         self.failed: Callable[[str], None] = _nothing  # told when nothing more may be forwarded at all
         self.frames = 0
+        self.sealed = 0  # batches that were put together: what was said under one number is in one frame
         self.bytes = 0
         opened = {"node": node, "source": name, "boot": boot}
         writer.append(FrameKind.OPEN, msgspec.json.encode(opened), time_ns=clock())
@@ -84,19 +91,25 @@ class Recording:
     # -- what flows say --------------------------------------------------------------------------------------------
 
     def slot(self, wanted: int) -> memoryview:
-        """Room for the bytes of a DATA record, at least 16 KiB: read into it, then `fill`. Empty while stalled."""
-        if self.stalled:
+        """Room for the bytes of a DATA record, at least 16 KiB: read into it, then `fill`. Empty while stalled, or
+        when there is enough for this turn of the loop."""
+        if self.stalled or len(self._full) >= MOST:
             return self._batch.view[:0]
         if self._at + ENOUGH > self._largest:
             self._seal()
-        start = self._at + HEADER.size
+        start = self._at + _HEAD
         return self._batch.view[start : min(start + wanted, self._largest)]
+
+    @property
+    def full(self) -> bool:
+        """Enough waits to be written: what more is ready is better read in the next turn."""
+        return len(self._full) >= MOST
 
     def fill(self, trace: Trace, direction: int, length: int, leg: Leg | None) -> None:
         """The first `length` bytes of the last `slot` are what `direction` said; to be sent to `leg`."""
-        start = self._at + HEADER.size
-        self._head(trace, RelayedKind.DATA, direction, trace.offsets[direction], length)
-        trace.offsets[direction] += length
+        start, offsets = self._at + _HEAD, trace.offsets
+        self._head(trace, _DATA, direction, offsets[direction], length)
+        offsets[direction] += length
         if leg is not None:
             self._batch.then.append((leg, self._batch.view[start : start + length]))
 
@@ -114,6 +127,8 @@ class Recording:
     def say(self, trace: Trace, kind: RelayedKind, body: dict[str, Any], direction: int = 0, offset: int = 0) -> None:
         """Record OPEN, NOTE, EOF or CLOSE."""
         said = msgspec.json.encode(body) if body else b""
+        if size(len(said)) > self._largest:
+            said = msgspec.json.encode(_shortened(body))
         if self._at + size(len(said)) > self._largest:
             self._seal()
         self._put(trace, kind, direction, offset, said)
@@ -123,7 +138,7 @@ class Recording:
         if not self.stalled:
             try:
                 self._writer.append(FrameKind.CLOCK, CLOCK.pack(now.boottime, now.unix), time_ns=now.unix)
-            except Unavailable as error:
+            except (VerbatimError, OSError) as error:
                 self._stall(str(error))
 
     def then(self, what: Then) -> None:
@@ -141,14 +156,14 @@ class Recording:
         buffer = self._spare.pop() if self._spare else bytearray(self._largest)
         return Batch(buffer, memoryview(buffer), [])
 
-    def _head(self, trace: Trace, kind: RelayedKind, direction: int, offset: int, length: int) -> None:
+    def _head(self, trace: Trace, kind: int, direction: int, offset: int, length: int) -> None:
         """Put the header in front of a body that is in its place, and go on behind it."""
         now = self._clock()
         if now > trace.last_ns:
             trace.last_ns = now
         at, buffer = self._at, self._batch.buffer
-        HEADER.pack_into(buffer, at, length, VERSION, kind, direction, 0, trace.number, trace.last_ns, offset)
-        at += HEADER.size + length
+        _pack(buffer, at, length, VERSION, kind, direction, 0, trace.number, trace.last_ns, offset)
+        at += _HEAD + length
         if length & 7:
             zeros = padding(length)
             buffer[at : at + len(zeros)] = zeros
@@ -171,10 +186,13 @@ class Recording:
         if self._at or self._batch.then:
             self._full.append((self._batch, self._at))
             self._batch, self._at = self._fresh(), 0
+            self.sealed += 1
             self._schedule()
 
     def commit(self) -> None:
         """Write what there is, and do what waits for it."""
+        if self._dead:
+            return
         self._due = False
         self._seal()
         self._due = False
@@ -188,12 +206,13 @@ class Recording:
                     self.bytes += length
                 written.append(batch)
                 self._full.popleft()
-        except Unavailable as error:
+        except (VerbatimError, OSError) as error:
             self._stall(str(error))
         if written:
             try:
                 self._writer.sync()
             except Unavailable as error:
+                self._dead = True
                 self.failed(f"what was written may not be durable: {error}")
                 return
         if self.stalled and not self._full:
@@ -203,10 +222,15 @@ class Recording:
 
     def _finish(self, batch: Batch) -> None:
         for what in batch.then:
-            if isinstance(what, tuple):
-                what[0].send(what[1])
-            else:
-                what()
+            try:
+                if isinstance(what, tuple):
+                    what[0].send(what[1])
+                else:
+                    what()
+            except Exception:  # a fault of one flow takes nothing from the others
+                log.exception("flow-failed")
+                if isinstance(what, tuple):
+                    what[0].crashed()
         batch.then.clear()
         if len(self._spare) < SPARE:
             self._spare.append(batch.buffer)
@@ -223,7 +247,21 @@ class Recording:
         self.stalled = ""
         waiting, self._resume = self._resume, []
         for call in waiting:
-            call()
+            try:
+                call()
+            except Exception:
+                log.exception("flow-failed")
+
+
+def _shortened(value: Any) -> Any:
+    """What peers said at length, cut."""
+    if isinstance(value, str):
+        return value[:_MAX_TEXT]
+    if isinstance(value, dict):
+        return {key: _shortened(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(each) for each in value[:64]]
+    return value
 
 
 def _nothing(reason: str) -> None:

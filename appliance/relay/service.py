@@ -58,6 +58,11 @@ class Service:
         self._due: list[tuple[float, int, int]] = []  # when to start again, which, after how many failures
         self._stopping = False
         self._reload = False
+        self._unstable = False  # a worker of the new generation died
+        self._fault = ""
+        self._said: dict[int, dict[str, Any]] = {}  # by process: its last values
+        self._past: Counter[str] = Counter()  # of processes that ended
+        self._refused: Counter[str] = Counter()
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,6 +100,7 @@ class Service:
             if code is None:
                 continue
             self._children.remove(child)
+            self._unstable = bool(self._replacing)
             failures = 0 if now - child.started > WELL_AFTER else child.failures + 1
             self._due.append((now + PAUSES[min(failures, len(PAUSES) - 1)], child.number, failures))
             log.error("process-died", process=f"relay worker {child.number}", exit_code=code)
@@ -104,14 +110,25 @@ class Service:
             self._children.append(self._start(due[1], due[2]))
         self._former = [child for child in self._former if child.process.poll() is None]
         if self._reload and not self._replacing:
-            self._reload = False
+            self._reload = self._unstable = False
+            self._fault = ""
             self._replacing = now + READY
             self._former += self._children
             self._children = [self._start(number) for number in range(self._count)]
         if self._replacing and (self._taking() or now > self._replacing):
             self._replacing = 0.0
+            if self._unstable and self._former and not self._taking():
+                self._take_back()
             for child in self._former:
                 child.process.send_signal(signal.SIGHUP)
+
+    def _take_back(self) -> None:
+        """New workers that die, as with settings that cannot be used, are no reason to end those that work."""
+        self._fault = "the new workers did not stay and the former ones go on; see the log of verbatim relay"
+        log.error("not-replaced")
+        self._children, self._former = self._former[-self._count :], self._former[: -self._count] + self._children
+        there = {child.number for child in self._children}
+        self._due = [(time.monotonic(), number, 0) for number in range(self._count) if number not in there]
 
     def _taking(self) -> bool:
         """Do all workers of the present generation take flows?"""
@@ -125,12 +142,21 @@ class Service:
         """For the status file: all workers as one."""
         pids = {child.process.pid for child in self._children + self._former}
         said = [each for each in status.read(self._settings.data).values() if each.pid in pids]
-        totals: dict[str, Any] = {name: sum(int(each.values.get(name, 0)) for each in said) for name in COUNTED}
-        refused: Counter[str] = Counter()
+        for pid in self._said.keys() - pids:  # what only grows does not fall when a process ends
+            ended = self._said.pop(pid)
+            self._past.update({name: int(ended.get(name, 0)) for name in COUNTED if name != "flows"})
+            self._refused.update(ended.get("refused", {}))
+        self._said |= {each.pid: dict(each.values) for each in said}
+        totals: dict[str, Any] = {
+            name: self._past[name] + sum(int(each.get(name, 0)) for each in self._said.values()) for name in COUNTED
+        }
+        refused = Counter(self._refused)
         faults: dict[str, str] = {}
         for each in said:
             refused.update(each.values.get("refused", {}))
             faults |= each.faults
+        if self._fault:
+            faults["relay-not-replaced"] = self._fault
         if len(self._children) < self._count:
             faults["relay-died"] = "a relay worker died and is being started again; see the log of verbatim relay"
         return {

@@ -27,8 +27,13 @@ class Splice:
         upstream.readable = self._reader(Direction.SERVER, upstream, agent)
         agent.drained = self._drainer(agent, upstream)
         upstream.drained = self._drainer(upstream, agent)
-        for leg, other in ((agent, upstream), (upstream, agent)):
-            leg.watch(not leg.ended and other.waiting <= self._most)
+        agent.broken = self._breaker(Direction.CLIENT, agent)
+        upstream.broken = self._breaker(Direction.SERVER, upstream)
+        for direction, leg, other in ((Direction.CLIENT, agent, upstream), (Direction.SERVER, upstream, agent)):
+            if leg.ended:  # before somebody else handed it over
+                self._ended(direction, leg, other)
+            else:
+                leg.watch(other.waiting <= self._most)
 
     def _reader(self, direction: Direction, leg: Leg, other: Leg) -> Callable[[], None]:
         flow, trace, number = self._flow, self._flow.trace, NUMBER[direction]
@@ -36,14 +41,22 @@ class Splice:
 
         def read() -> None:
             view = slot(READ)
-            if not view:  # the journal takes nothing
-                leg.watch(False)
-                around.recording.when_flowing(lambda: leg.watch(not flow.over and not leg.ended))
+            if not view:
+                if around.recording.stalled:  # the journal takes nothing
+                    leg.watch(False)
+                    around.recording.when_flowing(lambda: leg.watch(not flow.over and not leg.ended))
+                else:  # it has enough for now
+                    around.loop.call_soon(leg.wake)
                 return
             try:
                 size = leg.read_into(view)
             except Failure as failure:
-                self._failed(failure, direction)
+                if failure.reason == "tls-truncated":  # no closing alert: many peers say none
+                    side = "agent" if direction is Direction.CLIENT else "server"
+                    flow.note(failure.reason, f"{side}: {failure.text}", {"side": side}, direction)
+                    self._ended(direction, leg, other, whole=False)
+                else:
+                    self._failed(failure, direction)
                 return
             if size > 0:
                 fill(trace, number, size, other)
@@ -68,12 +81,23 @@ class Splice:
 
         return drained
 
-    def _ended(self, direction: Direction, leg: Leg, other: Leg) -> None:
+    def _breaker(self, direction: Direction, leg: Leg) -> Callable[[], None]:
+        """`leg` takes nothing more: what its peer said before is still read, and then that it is gone."""
+
+        def broke() -> None:
+            if leg.ended:
+                self._failed(Failure("reset", "the connection failed"), direction)
+            elif not self._flow.over:
+                leg.watch(True)
+
+        return broke
+
+    def _ended(self, direction: Direction, leg: Leg, other: Leg, *, whole: bool = True) -> None:
         leg.watch(False)
         self._flow.end_of(direction)
 
         def tell() -> None:
-            other.shut()
+            other.shut(whole=whole)
             self._finish_if_over()
 
         self._flow.around.recording.then(tell)

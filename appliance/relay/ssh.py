@@ -32,10 +32,12 @@ from appliance.relay.failure import Failure
 from appliance.relay.flow import LINGER, NUMBER, Flow
 from appliance.relay.leg import Leg
 from appliance.relay.ssh_channels import Channels
-from appliance.relay.ssh_connection import FULL, AgentConnection, Carrier, ServerConnection, read
+from appliance.relay.ssh_connection import FULL, KEXINIT, AgentConnection, Carrier, ServerConnection, read
 from appliance.relay.ssh_hosts import host_keys
-from appliance.relay.ssh_login import AgentLogin, ServerLogin, agent_options
+from appliance.relay.ssh_login import VERSION, AgentLogin, ServerLogin, agent_options
 
+HEARING: Final = 1.0  # seconds in which an agent that is refused can take that in
+UNDER_WAY: Final = 16 * 2**20  # bytes between two kernels, about, which a peer sent before it heard of new keys
 CODES: Final = {
     "host-key": asyncssh.DISC_HOST_KEY_NOT_VERIFIABLE,
     "too-many-connections": asyncssh.DISC_TOO_MANY_CONNECTIONS,
@@ -111,38 +113,48 @@ class SshRelay:
         try:
             data = read(leg)
         except Failure as failure:
-            side = "agent" if connection.peer is Direction.CLIENT else "server"
-            if failure.reason != "reset":
-                self._flow.note(failure.reason, f"{side}: {failure.text}", {"side": side}, connection.peer)
-            self._flow.finish(Ending.RST, f"{side}-reset" if failure.reason == "reset" else failure.reason)
+            self._failed(connection.peer, failure)
             return
         if data:
             self._flow.touched = self._around.second
             connection.data_received(data)
         if leg.ended and not self._flow.over:
             leg.watch(False)
-            self._ended(connection.peer)
+            self._flow.spawn(self._settle(connection))
         else:
             self.balance()
             if leg.held:
                 self._around.loop.call_soon(leg.wake)
 
+    async def _settle(self, connection: AgentConnection | ServerConnection) -> None:
+        """The peer says no more; what it said before may still be looked at, in an exchange of keys."""
+        if connection.peer is Direction.SERVER or self._channels is not None:
+            await connection.settled()
+        if not self._flow.over and not self._ending:
+            self._ended(connection.peer)
+
+    def _failed(self, direction: Direction, failure: Failure) -> None:
+        """A leg broke."""
+        if direction is Direction.SERVER:
+            self._server_gone(failure.text)
+            return
+        if failure.reason != "reset":
+            self._flow.note(failure.reason, f"agent: {failure.text}", {"side": "agent"}, direction)
+        self._flow.finish(Ending.RST, "agent-reset" if failure.reason == "reset" else failure.reason)
+
     def balance(self) -> None:
-        """Read from each peer as long as the other one takes what it is sent."""
+        """Read from each peer as long as the other one takes what it is sent; and what a peer has under way when keys
+        are exchanged with it in any case, as that waits for what it says behind."""
         flow = self._flow
         if flow.over or self._ending:
             return
-        sides = (
-            (self._agent, flow.agent, self._server, flow.upstream),
-            (self._server, flow.upstream, self._agent, flow.agent),
-        )
-        for connection, leg, other, other_leg in sides:
+        agent, server = (self._agent, flow.agent), (self._server, flow.upstream)
+        for (connection, leg), (other, other_leg) in ((agent, server), (server, agent)):
             if connection is None or leg is None or leg.ended:
                 continue
-            waiting = leg.waiting + connection.deferred
-            if other is not None and other_leg is not None:
-                waiting = max(waiting, other_leg.waiting + other.deferred)
-            leg.watch(waiting <= self._most and connection.unread <= FULL)
+            waiting = 0 if other is None or other_leg is None else other_leg.waiting + other.deferred
+            most = self._most if connection.keyed else self._most + UNDER_WAY
+            leg.watch(max(waiting, leg.waiting) <= most and connection.unread <= FULL)
 
     # -- messages --------------------------------------------------------------------------------------------------
 
@@ -153,6 +165,9 @@ class SshRelay:
         if number == ssh.DISCONNECT:
             self._disconnected(direction, payload)
             return True
+        if number == KEXINIT and direction is Direction.SERVER and self._server is not None and self._channels is None:
+            self._server.check_offer(payload)
+            return False
         if number == ssh.USERAUTH_REQUEST and direction is Direction.CLIENT:
             self.login.heard(payload)
             return False
@@ -207,6 +222,7 @@ class SshRelay:
         server.talks, self._server = self, server
         server._protocol_factory = lambda: login
         self._adopt(server, leg)
+        leg.broken = partial(self._server_gone, "the connection broke")
         leg.watch(True)
         seconds = around.settings.relay.handshake_timeout
         try:
@@ -221,8 +237,10 @@ class SshRelay:
                 flow.note("login-refused", "the server does not accept the agent's password", {"user": user})
                 return False
             raise login.refused() from None
-        except (asyncssh.Error, OSError) as error:
-            raise login.failed(error) from error
+        except Failure:
+            raise
+        except Exception as error:  # asyncssh hands on whatever a server's bytes led to
+            raise login.failed(error) from None
         flow.tell_upstream(**login.told(server))
         agent = self._agent
         assert agent is not None
@@ -264,9 +282,7 @@ class SshRelay:
     def _disconnected(self, direction: Direction, payload: bytes) -> None:
         """A peer says that it ends the connection: the other one is told in the same words."""
         if direction is Direction.SERVER and self._channels is None:
-            connection = self._server
-            if connection is not None:
-                connection.connection_lost(asyncssh.ConnectionLost("the server ended the log-in"))
+            self._server_gone("it ended the log-in")
             return
         if direction is Direction.CLIENT:
             self.record(direction, payload)
@@ -283,11 +299,14 @@ class SshRelay:
                 text = ssh.encode(ssh.DISCONNECT, reason=asyncssh.DISC_BY_APPLICATION, description="the agent is gone")
                 self._server.send_packet(text[0], text[1:])
             self._finish()
-        elif self._channels is None:
-            if self._server is not None:
-                self._server.connection_lost(asyncssh.ConnectionLost("the server closed the connection"))
         else:
-            self._stop("server-gone", "the server closed the connection")
+            self._server_gone("it closed the connection")
+
+    def _server_gone(self, text: str) -> None:
+        if self._channels is not None:
+            self._stop("server-gone", f"the server is gone: {text}")
+        elif self._server is not None:  # who waits for the log-in hears of it
+            self._server.connection_lost(asyncssh.ConnectionLost(text))
 
     def _finish(self) -> None:
         """End when the server has taken what it was sent, for which it has some time; the agent likewise."""
@@ -326,7 +345,7 @@ class SshRelay:
         """The flow is over."""
         for connection in (self._agent, self._server):
             if connection is not None:
-                connection.abort()
+                connection.give_up()
 
 
 async def serve(
@@ -335,3 +354,23 @@ async def serve(
     """Serve the flow from here on; its log-in may take `seconds`. Raises `Failure`."""
     flow.deadline = flow.around.second + seconds
     await SshRelay(flow, connect, secret).start()
+
+
+async def refuse(flow: Flow, reason: str, text: str) -> None:
+    """End the flow and tell the agent why nothing is done for it, before any keys are exchanged.
+
+    RFC 4253 section 11.1. What it says for its part is taken for a while, else the words would be lost on the way.
+    """
+    recording = flow.around.recording
+    words = ssh.encode(ssh.DISCONNECT, reason=CODES.get(reason, asyncssh.DISC_BY_APPLICATION), description=text)
+    flow.note("protocol", "SSH, refused by the gateway", {"protocol": "ssh"})
+    for direction, data in ((Direction.CLIENT, START), (Direction.SERVER, START + frame(words))):
+        recording.data(flow.trace, NUMBER[direction], data)
+    padding = -(len(words) + 5) % 8 + 8
+    packet = (1 + len(words) + padding).to_bytes(4) + bytes([padding]) + words + bytes(padding)
+    recording.then((flow.agent, f"SSH-2.0-{VERSION}\r\n".encode() + packet))
+    with suppress(TimeoutError, Failure):
+        async with asyncio.timeout(HEARING):
+            while await flow.agent.receive():
+                pass
+    flow.fail(reason, text)

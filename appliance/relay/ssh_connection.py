@@ -10,6 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Final, Protocol
 
 import asyncssh
@@ -23,6 +24,7 @@ from appliance.relay.recording import Recording
 
 asyncssh.set_log_level("ERROR")
 
+KEXINIT: Final = 20
 READ: Final = 128 * 1024  # bytes taken from a leg at once
 FULL: Final = 512 * 1024  # unread bytes in a connection above which nothing more is taken; a packet has up to 256 KiB
 _SCRATCH: Final = memoryview(bytearray(READ))
@@ -60,6 +62,8 @@ class Carrier(asyncio.Transport):
         self._leg = leg
         self._recording = recording
         self._closing = False
+        self._packets: list[bytes] = []  # that wait for one frame of the journal, and are sent together
+        self._sealed = -1
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "sockname":
@@ -69,8 +73,17 @@ class Carrier(asyncio.Transport):
         return default
 
     def write(self, data: Any) -> None:
-        if not self._closing:
-            self._recording.then((self._leg, data))
+        if self._closing:
+            return
+        recording = self._recording
+        if self._sealed == recording.sealed:
+            self._packets.append(data)
+        else:
+            self._packets, self._sealed = [data], recording.sealed
+            recording.then(partial(self._send, self._packets))
+
+    def _send(self, packets: list[bytes]) -> None:
+        self._leg.send(b"".join(packets))
 
     def is_closing(self) -> bool:
         return self._closing
@@ -125,7 +138,7 @@ class _Spoken(SSHConnection):
 
     def _send_deferred_packets(self) -> None:
         super()._send_deferred_packets()
-        if self.deferred and self._kex_complete:
+        if self._kex_complete:
             self.deferred = 0
             self._loop.call_soon(self.talks.balance)
 
@@ -135,6 +148,23 @@ class _Spoken(SSHConnection):
         super()._finish_recv_packet(pkttype, seq, _task, is_async)
         if is_async:
             self.talks.balance()
+
+    async def settled(self) -> None:
+        """Wait until what was taken from the leg is dealt with."""
+        while tasks := [task for task in self._tasks if not task.done()]:
+            await asyncio.wait(tasks)
+
+    def give_up(self) -> None:
+        """The flow is over: nobody waits for anything any more."""
+        self.abort()
+        for task in list(self._tasks):
+            if task is not asyncio.current_task(self._loop):
+                task.cancel()
+
+    @property
+    def keyed(self) -> bool:
+        """Whether there are keys, and no exchange of others is under way."""
+        return self._kex_complete
 
     @property
     def unread(self) -> int:
@@ -168,6 +198,18 @@ class ServerConnection(_Spoken, asyncssh.SSHClientConnection):
     """With the server."""
 
     peer = Direction.SERVER
+
+    def check_offer(self, payload: bytes) -> None:
+        """Of a KEXINIT (RFC 4253 section 7.1). Raises `asyncssh.KeyExchangeFailed` when the server has no host key of
+        the kinds that are wanted, at which it would just hang up."""
+        reader = ssh.Reader(payload, 17)
+        try:
+            reader.string()
+            offered = reader.string().split(b",")
+        except ValueError as error:
+            raise asyncssh.ProtocolError("a message does not fit its layout") from error
+        if not set(offered) & set(self._server_host_key_algs or ()):
+            raise asyncssh.KeyExchangeFailed("no host key of a kind that is wanted")
 
 
 class _Channel(SSHPacketHandler):

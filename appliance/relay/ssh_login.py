@@ -1,6 +1,7 @@
 """Log-ins of SSH: the agent's with the gateway, and the gateway's with the server (RFC 4252, RFC 4256).
 
-What a peer may try is bounded: a wrong token or password `TRIES` times, and what the server has to say `BANNERS` times.
+What a peer may try is bounded: a wrong token or password `TRIES` times, any request `REQUESTS` times; so is what the
+server has to say before: `BANNERS` times.
 """
 
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import asyncssh
+from asyncssh.public_key import get_default_public_key_algs
 
 from appliance.dissect import ssh_messages as ssh
 from appliance.errors import VerbatimError
@@ -19,6 +21,7 @@ from appliance.relay.ssh_connection import ServerConnection
 from appliance.relay.ssh_hosts import KnownHosts, fingerprint
 
 TRIES: Final = 3
+REQUESTS: Final = 64  # of all kinds
 BANNERS: Final = 16
 MAX_BANNER: Final = 16384  # characters
 LONG: Final = 1023  # bytes that OpenSSH's client takes from a prompt at most (readpass.c)
@@ -32,6 +35,7 @@ CIPHERS: Final = (
     "aes192-ctr",
     "aes256-ctr",
 )  # the fastest first, for servers; with agents it is they who choose
+_PLAIN_KEYS: Final = [name.decode() for name in get_default_public_key_algs()]  # no certificates: no CA is known
 _REDACTED: Final = b"*"
 
 
@@ -70,11 +74,15 @@ class AgentLogin(asyncssh.SSHServer):
     def __init__(self, relay: Relays) -> None:
         self._relay = relay
         self._token = relay.flow.rule.identify == "token"
-        self._tries = 0
+        self._requests = self._tries = 0
         self._parts = ""  # of a token that is longer than a prompt takes
 
     def heard(self, payload: bytes) -> None:
-        """A USERAUTH_REQUEST, for the record: what it holds of credentials is asterisks there."""
+        """A USERAUTH_REQUEST, for the record: what it holds of credentials is asterisks there. Raises
+        `asyncssh.DisconnectError`."""
+        self._requests += 1
+        if self._requests > REQUESTS:
+            raise asyncssh.ProtocolError("too many log-ins")
         try:
             places = ssh.parse(payload).places
         except ValueError:
@@ -203,6 +211,7 @@ class ServerLogin(asyncssh.SSHClient):
                 username=self._user,
                 client_keys=self._keys() or None,
                 known_hosts=(trusted, [], []),
+                server_host_key_algs=() if trusted else _PLAIN_KEYS,
                 encryption_algs=CIPHERS,
                 compression_algs=("none",),
                 preferred_auth=("publickey", "password", "keyboard-interactive"),

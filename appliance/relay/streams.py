@@ -1,17 +1,18 @@
 """The journal streams of relays: one writer each, the first that is free; and an end for those whose writer died."""
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import structlog
 
 from appliance.config import Settings
-from appliance.errors import Refused, Unavailable
+from appliance.errors import DamagedEvidence, Refused, Unavailable
 from appliance.journal import Cursor, Frame, FrameKind, JournalKey, Reader, Writer
 
 MAX_STREAMS: Final = 256
+log = structlog.get_logger()
 _NAME: Final = re.compile(r"relay-\d{1,3}")
 
 
@@ -20,8 +21,12 @@ def take(settings: Settings) -> tuple[Writer, str]:
     key = JournalKey.load_or_create(settings.data)
     for number in range(MAX_STREAMS):
         name = f"relay-{number}"
-        with suppress(Refused):
+        try:
             return Writer(settings.data / "journal" / name, key, settings=settings.journal), name
+        except Refused:
+            continue
+        except DamagedEvidence as error:  # it stays as it is, for those who look into it
+            log.error("stream-unusable", stream=name, reason=str(error))
     raise Unavailable(f"{settings.data / 'journal'}: {MAX_STREAMS} relays write there; end those that are not needed")
 
 
@@ -37,10 +42,15 @@ def end_abandoned(settings: Settings, time_ns: int) -> list[str]:
     for folder in sorted((settings.data / "journal").glob("relay-*")):
         if not _NAME.fullmatch(folder.name):
             continue
-        with suppress(Refused, Unavailable), Writer(folder, key, settings=settings.journal) as writer:
-            if not _is_closed(folder, key):
-                close(writer, folder.name, time_ns)
-                ended.append(folder.name)
+        try:
+            with Writer(folder, key, settings=settings.journal) as writer:
+                if not _is_closed(folder, key):
+                    close(writer, folder.name, time_ns)
+                    ended.append(folder.name)
+        except Refused:  # somebody writes it
+            continue
+        except (Unavailable, DamagedEvidence) as error:
+            log.error("stream-unusable", stream=folder.name, reason=str(error))
     return ended
 
 

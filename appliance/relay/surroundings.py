@@ -10,6 +10,7 @@ from appliance.identity.credential import Secret
 from appliance.model import Identity
 from appliance.relay.dial import Legs
 from appliance.relay.recording import Recording
+from appliance.relay.resolve import Resolver
 from appliance.relay.route import Routes
 from appliance.relay.tls import AgentTls, Cache, ServerTls
 
@@ -23,6 +24,14 @@ class Kernel(Legs, Protocol):
     def agent_leg(self, client: str, client_port: int, server: str, server_port: int) -> "AgentLeg | None": ...
 
     def take_leg(self, client: str, client_port: int, server: str, server_port: int) -> Counts | None: ...
+
+    def lease(self, address: str) -> str | None: ...
+
+    def tend(self) -> None: ...
+
+    def unregister(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ class Surroundings:
     identity: Callable[[str], Awaitable[Identity | None]]
     verify: Callable[[str], Awaitable[Identity]]
     secret: Callable[..., Secret]  # name, kinds that will do
+    names: Resolver
     pins: Cache[tuple[str, str], bool] = field(default_factory=lambda: Cache(MAX_PINS))
     second: float = 0.0  # the loop's time, as of the last tick
     counters: dict[str, int] = field(default_factory=dict)  # refusals by reason

@@ -9,21 +9,24 @@ from typing import Final
 _BYTES_ACKED: Final = 120  # offsets in struct tcp_info
 _BYTES_RECEIVED: Final = 128
 _BYTES: Final = 136
-_CLOSED: Final = 7  # states (include/net/tcp_states.h): all was said, or reset
-_AFTER_FIN: Final = frozenset({6, 8, 9, 11})  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING: the peer's FIN is counted
 
 
-def counts(sock: socket.socket, *, reset: bool) -> dict[str, int] | None:
-    """Bytes that came from the peer, and that it acknowledged (SYN and FIN among these). `reset`: the peer did so."""
+def counts(sock: socket.socket, read: int) -> dict[str, int] | None:
+    """Bytes that came from the peer, and that it acknowledged (SYN and FIN among these). `read`: bytes taken from it.
+
+    The kernel counts the peer's FIN as a byte that came. It is told from bytes by what was read and waits to be read:
+    the state does not say it of a connection that was reset, before or behind the FIN.
+    """
     try:
         said = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    except OSError:
+        (unread,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
+    except (OSError, ValueError):
         return None
     if len(said) < _BYTES:
         return None
     (acked,) = struct.unpack_from("=Q", said, _BYTES_ACKED)
     (received,) = struct.unpack_from("=Q", said, _BYTES_RECEIVED)
-    fin = said[0] in _AFTER_FIN or (said[0] == _CLOSED and not reset)
+    fin = received - read - unread == 1
     return {"received": received - fin, "acked": acked}
 
 

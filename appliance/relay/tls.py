@@ -26,6 +26,8 @@ from appliance.relay.leg import Leg
 MAX_HELLO: Final = 64 * 1024  # bytes of a ClientHello; post-quantum key shares take 2 KiB
 MAX_CONTEXTS: Final = 1024
 MAX_SESSIONS: Final = 4096
+MAX_NAME: Final = 300  # characters of a name as it is put on record; a real one has 253 at most
+MAX_SUBJECT: Final = 4096  # and of a certificate's owner
 HANDSHAKE: Final = 0x16
 ALERTS: Final = {"access-denied": 49, "internal-error": 80}
 
@@ -66,17 +68,17 @@ def alert(name: str) -> bytes:
 
 async def read_hello(leg: Leg) -> ClientHello:
     """The agent's ClientHello, which stays to be read. Raises `Failure`."""
-    data = b""
+    reader, data = HelloReader(), bytearray()
     while True:
         more = await leg.receive()
         data += more
         try:
-            hello = hello_in(data)
+            hello = reader.feed(more)
         except Malformed as error:
-            leg.unread(data)
+            leg.unread(bytes(data))
             raise Failure("tls", "the agent's ClientHello is malformed") from error
         if hello is not None or not more or len(data) > MAX_HELLO:
-            leg.unread(data)
+            leg.unread(bytes(data))
         if hello is not None:
             return hello
         if not more:
@@ -85,22 +87,47 @@ async def read_hello(leg: Leg) -> ClientHello:
             raise Failure("tls", f"the agent's ClientHello is longer than {MAX_HELLO} bytes")
 
 
+class HelloReader:
+    """Puts a ClientHello together, of one record or several, in any pieces: each byte is looked at once."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()  # that was not taken yet
+        self._left = 0  # bytes of the record that are still to come
+        self._message = bytearray()
+
+    def feed(self, data: bytes) -> ClientHello | None:
+        """None: more is to come. Raises `Malformed`."""
+        self._data += data
+        while True:
+            if not self._left:
+                if len(self._data) < 5:
+                    return None
+                if self._data[0] != HANDSHAKE or self._data[1] != 3:
+                    raise Malformed
+                self._left = int.from_bytes(self._data[3:5])
+                del self._data[:5]
+            part = self._data[: self._left]
+            del self._data[: len(part)]
+            self._left -= len(part)
+            self._message += part
+            if len(self._message) >= 4:
+                whole = 4 + int.from_bytes(self._message[1:4])
+                if self._message[0] != 1 or whole > MAX_HELLO:
+                    raise Malformed
+                if len(self._message) >= whole:
+                    return parse_client_hello(bytes(self._message[4:whole]))
+            if self._left:
+                return None
+
+
 def hello_in(data: bytes) -> ClientHello | None:
-    """The ClientHello that begins `data`, in one record or several; None: more is to come. Raises `Malformed`."""
-    at, message = 0, b""
-    while at + 5 <= len(data):
-        if data[at] != HANDSHAKE or data[at + 1] != 3:
-            raise Malformed
-        length = int.from_bytes(data[at + 3 : at + 5])
-        message += data[at + 5 : at + 5 + length]
-        if len(message) >= 4:
-            whole = 4 + int.from_bytes(message[1:4])
-            if message[0] != 1 or whole > MAX_HELLO:
-                raise Malformed
-            if len(message) >= whole:
-                return parse_client_hello(message[4:whole])
-        at += 5 + length
-    return None
+    """The ClientHello that begins `data`; None: more is to come. Raises `Malformed`."""
+    return HelloReader().feed(data)
+
+
+def usable(offer: Sequence[bytes]) -> tuple[str, ...]:
+    """The protocols of an agent's offer that a server can be asked for: without those that only test it (RFC 8701)."""
+    return tuple(name.decode("ascii") for name in offer if name and name.isascii())
 
 
 class AgentTls:
@@ -126,6 +153,7 @@ class AgentTls:
             return held
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        _harden(context)
         leaf.load_into(context)
         if alpn:
             context.set_alpn_protocols([alpn])
@@ -133,18 +161,22 @@ class AgentTls:
 
 
 class ServerTls:
-    """Contexts of the gateway as a client, one for each rule and offer, and the sessions to resume."""
+    """Contexts of the gateway as a client, one for each way to verify and certificate to show, and the sessions to
+    resume. A context holds all of the system's authorities: agents must not be able to have more of them made."""
 
     def __init__(self) -> None:
         self._contexts: Cache[Hashable, ssl.SSLContext] = Cache(MAX_CONTEXTS)
         self._sessions: Cache[Hashable, ssl.SSLSession] = Cache(MAX_SESSIONS)
 
     def context(self, rule: RelayRule, alpn: Sequence[str], client: Secret | None) -> ssl.SSLContext:
-        """`client`: the certificate to show to the server. Raises `Failure` when the rule's CA can't be read."""
-        key = (rule.verify, rule.ca, tuple(alpn), (client.name, client.generation) if client else None)
-        found = self._contexts.get(key)
-        if found is not None:
-            return found
+        """`client`: the certificate to show to the server. The context offers `alpn` to the next connection made with
+        it, and others to later ones. Raises `Failure` when the rule's CA can't be read."""
+        key = (rule.verify, rule.ca, (client.name, client.generation) if client else None)
+        context = self._contexts.get(key) or self._contexts.put(key, self._make(rule, client))
+        context.set_alpn_protocols(list(alpn))  # OpenSSL copies it into each connection (SSL_CTX_set_alpn_protos(3))
+        return context
+
+    def _make(self, rule: RelayRule, client: Secret | None) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if not rule.verify:
@@ -157,11 +189,10 @@ class ServerTls:
                 raise Failure("certificate", f"the rule's CA {rule.ca} cannot be read: {error.strerror}") from error
         else:
             context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        _harden(context)
         if client is not None:
             load_client(context, client)
-        if alpn:
-            context.set_alpn_protocols(list(alpn))
-        return self._contexts.put(key, context)
+        return context
 
     def session(self, context: ssl.SSLContext, address: str, port: int, name: str) -> ssl.SSLSession | None:
         """That of the last connection; only with the context that it was made with."""
@@ -172,6 +203,13 @@ class ServerTls:
         session = tls.session
         if session is not None and session.has_ticket:
             self._sessions.put((id(context), address, port, name), session)
+
+
+def _harden(context: ssl.SSLContext) -> None:
+    """No new handshake within a connection; and an end without a closing alert is seen as what it is (Python would take
+    it for a good one, SSL_CTX_set_options(3))."""
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
 
 
 def load_client(context: ssl.SSLContext, secret: Secret) -> None:
@@ -188,7 +226,7 @@ def load_client(context: ssl.SSLContext, secret: Secret) -> None:
 
 def offered(hello: ClientHello) -> dict[str, Any]:
     """What an agent's ClientHello says, for the record."""
-    said: dict[str, Any] = {"sni": hello.sni, "ja4": ja4(hello)}
+    said: dict[str, Any] = {"sni": hello.sni[:MAX_NAME], "ja4": ja4(hello)}
     if hello.alpn:
         said["offered"] = [text_of(name) for name in hello.alpn]
     if hello.ech:
@@ -217,8 +255,8 @@ def certificate_facts(der: bytes) -> dict[str, Any]:
     said: dict[str, Any] = {"sha256": hashlib.sha256(der).hexdigest()}
     try:
         certificate = x509.load_der_x509_certificate(der)
-        said["subject"] = certificate.subject.rfc4514_string()
-        said["issuer"] = certificate.issuer.rfc4514_string()
+        said["subject"] = certificate.subject.rfc4514_string()[:MAX_SUBJECT]
+        said["issuer"] = certificate.issuer.rfc4514_string()[:MAX_SUBJECT]
         said["not_after"] = certificate.not_valid_after_utc.isoformat()
         said["serial"] = f"{certificate.serial_number:x}"
     except Exception:  # hostile DER: whatever the parser makes of it

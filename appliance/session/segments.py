@@ -5,8 +5,8 @@ and Sturges 2007). This is what Linux keeps (`tcp_data_queue_ofo`): a segment th
 what they share; one that begins later does not; of two that begin at the same place the longer one stays, among equals
 the first. A segment that continues a waiting one exactly becomes part of it and has its start. The tests compare it
 with the running kernel. Once delivered, bytes never change: the first win there. Linux keeps a segment that lies under
-what was so joined, and compares with it again; here it is forgotten, so of bytes that were sent with two contents behind
-one the other may be shown as read. Both are kept.
+what was so joined, and compares with it again; here it is forgotten, so of bytes behind one that were sent with two
+contents the other may be shown as read. Both are kept.
 
 An insertion costs the length of the new segment, the pieces inside it, and one list insertion. In a crowd small pieces
 of one segment are joined, and what lies inside a segment that replaces it goes, so pieces are walked over once.

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from appliance import config
 from appliance.errors import MalformedInput, Unavailable
-from appliance.wire import abi, bpf, filters, former, headers, program
+from appliance.wire import abi, bpf, filters, former, program
 from appliance.wire.maps import MAX_NETWORKS, MAX_RULES
 
 RULES_MAX = 16 * MAX_RULES  # those of before stay until those of now are there
@@ -167,7 +167,7 @@ def load(instructions: bytes, maps: dict[str, int], name: str = "verbatim_wire")
     return bpf.load_program(bpf.relocate(instructions, {i: maps[i.name.lower()] for i in abi.MapIndex}), name)
 
 
-def open_program(settings: config.Wire, cache: Path = headers.CACHE) -> Program:
+def open_program(settings: config.Wire, cache: Path = program.CACHE) -> Program:
     """Take over what is pinned under `settings.bpffs`, or make it (see the top). Mounts bpffs when there is none.
 
     Raises `Unavailable`: not root, no bpffs, no bcc, no kernel headers, or the kernel refuses the program.

@@ -2,15 +2,18 @@
 `bpf/gate.c` (the way out), by bcc."""
 
 import hashlib
+import importlib.util
 import os
+import platform
 import sys
 from pathlib import Path
 
 from appliance.errors import Unavailable
-from appliance.wire import headers
+from appliance.wire import built, headers
 
 WIRE = "wire"  # name of a file and of the function in it
 GATE = "gate"
+CACHE = headers.CACHE.parent
 
 
 def source_folder() -> Path:
@@ -32,16 +35,38 @@ def digest(folder: Path) -> bytes:
     return total.digest()
 
 
-def compiled(folder: Path, cache: Path = headers.CACHE, name: str = WIRE) -> bytes:
-    """The instructions of `name`. Takes a second or two. Raises `Unavailable` without bcc or kernel headers."""
+def compiled(folder: Path, cache: Path = CACHE, name: str = WIRE) -> bytes:
+    """The instructions of `name`: those that were kept below `cache`, if they were made from the same as now.
+
+    Compiling takes a second or two. Raises `Unavailable` without bcc or kernel headers.
+    """
+    tree = headers.find(cache / headers.CACHE.name)
+    key = _origin(folder, tree, name)
+    instructions = built.read(cache / "programs", key)
+    if instructions is None:
+        instructions = _compile(folder / f"{name}.c", tree)
+        if key == _origin(folder, tree, name):  # else the sources changed meanwhile
+            built.write(cache / "programs", key, instructions)
+    return instructions
+
+
+def _origin(folder: Path, tree: Path, name: str) -> str:
+    """What names instructions by all that they are made from: sources, compiler, kernel headers, kernel, machine."""
+    parts = [name, digest(folder).hex(), platform.release(), platform.version(), platform.machine()]
+    compiler = importlib.util.find_spec("bcc")  # without loading it
+    for path in (tree, *(Path(each) for each in (compiler and compiler.submodule_search_locations) or ())):
+        parts += [str(path.resolve()), str(path.stat().st_mtime_ns)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _compile(source: Path, tree: Path) -> bytes:
     try:
         from bcc import BPF
     except ImportError as error:
         raise Unavailable(f"bcc: {error}; apt-get install python3-bpfcc, for the system's Python") from error
-    os.environ["BCC_KERNEL_SOURCE"] = str(headers.find(cache))
-    source = folder / f"{name}.c"
+    os.environ["BCC_KERNEL_SOURCE"] = str(tree)
     try:
-        module = BPF(src_file=os.fsencode(source), cflags=[f"-I{folder}", "-Wno-unused-value"])
-        return bytes(module.dump_func(name.encode("ascii")))
+        module = BPF(src_file=os.fsencode(source), cflags=[f"-I{source.parent}", "-Wno-unused-value"])
+        return bytes(module.dump_func(source.stem.encode("ascii")))
     except Exception as error:  # bcc raises bare Exception, and has printed the compiler's words
         raise Unavailable(f"capture program: {source} does not compile: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.bench import Figure
+from tests.bench.peers import pinned
 from tests.bench.ways import WAYS, Ways
 from tests.lab.net import Host
 from tests.lab.services.postgres import BIN
@@ -17,8 +18,8 @@ ROUNDS = 5
 CLIENTS = 8
 
 
-def serve(host: Host, folder: Path) -> None:
-    """A PostgreSQL server with pgbench's tables on all addresses of `host`."""
+def serve(host: Host, folder: Path, core: int | None = None) -> None:
+    """A PostgreSQL server with pgbench's tables on all addresses of `host`; held to one core, if one is given."""
     folder.mkdir()
     host.run(["chown", "postgres:postgres", folder])
     data = folder / "data"
@@ -30,7 +31,8 @@ def serve(host: Host, folder: Path) -> None:
         for option in ("listen_addresses=*", f"unix_socket_directories={folder}", "fsync=off", "autovacuum=off")
         for part in ("-c", option)
     ]
-    host.popen([BIN / "postgres", "-D", data, *options], user="postgres")
+    command: list[str | Path] = [BIN / "postgres", "-D", data, *options]
+    host.popen(command if core is None else pinned(command, core), user="postgres")
     ready: list[str | Path] = ["pg_isready", "-q", "-h", folder]
     until(lambda: host.run(ready, check=False).code == 0, "PostgreSQL answers", 60)
     host.run(["pgbench", "-i", "-q", "-s", "1", "-h", folder, "postgres"], user="postgres", timeout=60)

@@ -1,8 +1,7 @@
 """`python -m tests.bench.relaying CONFIG ADDRESS PORT FILE`: one relay worker for which nothing steers.
 
 Every connection to it is taken for one to ADDRESS and PORT. The port at which it listens is written to FILE when it
-does. A process of its own, so that it can be held to one core and its CPU time and memory are its own. Access tokens are
-not verified, whatever they are: there is no provider here.
+does. A process of its own, so that it can be held to one core and its CPU time and memory are its own.
 """
 
 import asyncio
@@ -14,14 +13,7 @@ from pathlib import Path
 import uvloop
 
 from appliance import config
-from appliance.model import Identity
 from appliance.relay.worker import Worker
-
-AGENT = Identity(issuer="https://id.example", subject="bench")
-
-
-async def believe(token: str) -> Identity:
-    return AGENT
 
 
 def main(settings: Path, address: str, port: int, told: Path) -> int:
@@ -30,7 +22,6 @@ def main(settings: Path, address: str, port: int, told: Path) -> int:
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     worker = Worker(config.load(settings), 0, loop, destination=lambda sock: (address, port), steered=False)
-    worker.around.verify = believe
     try:
         listening = worker.listen()
         loop.add_signal_handler(signal.SIGTERM, worker.stop)

@@ -1,8 +1,8 @@
-"""Where relays are measured: everything on the loopback of one host, what is measured on one core, both ends on another.
+"""Where relays are measured: all on the loopback of one host, what is measured on one core, both ends on another.
 
 The relay's journal is on the disk. `verbatim record` does not run: it would take the core of somebody, and what it
-takes is another case (`e_record`). Segments that are full are given back for reuse, as it does when it has read them, so
-that they are written anew, as on a gateway that runs for a while.
+takes is another case (`e_record`). Full segments are given back for reuse, as it does when it has read them, so that
+they are written anew, as on a gateway that runs for a while.
 """
 
 import secrets
@@ -94,15 +94,15 @@ class Stand:
             process.stop()
         leftovers.remove(self.prefix)
 
-    def relay(self, name: str, server: Place, rule: Mapping[str, Any], *, relay: Mapping[str, Any] = {}) -> Subject:  # noqa: B006
-        """A relay in front of `server`. `rule`: how its rule has flows treated; `relay`: that section of settings."""
+    def relay(self, name: str, server: Place, rule: Mapping[str, Any]) -> Subject:
+        """A relay in front of `server`, whose `rule` has flows treated so."""
         folder = self.folder / name
         folder.mkdir()
         settings = {
             "data": str(folder / "data"),
             "log_level": "warning",
             "journal": {"max_bytes": 8 * GIB, "min_free_bytes": GIB},
-            "relay": {"max_connections_per_lease": 8192, **relay},
+            "relay": {"max_connections_per_lease": 8192},
             "rules": [{"to": "127.0.0.0/8", "protocol": "tcp", "lane": "relay", "relay": dict(rule)}],
         }
         config, told = folder / "verbatim.toml", folder / "port"

@@ -12,9 +12,9 @@ from scapy.utils import wrpcap
 from tests.cli.conftest import REQUEST, RESPONSE, Verbatim, objects, run
 
 
-@pytest.fixture
-def session(verbatim: Verbatim) -> str:
-    (found,) = objects(verbatim("sessions", "--json"))
+@pytest.fixture(scope="module")
+def session(data: Path) -> str:
+    (found,) = objects(run("sessions", "--json", "--data", str(data)))
     return str(found["session_id"])
 
 

@@ -39,6 +39,11 @@ class Server:
             command.append(f"-p{self.password}")
         return subprocess.run([*command, *more], input=sql.encode(), capture_output=True, check=False, timeout=SECONDS)
 
+    def root(self, sql: str) -> None:
+        """Run SQL as the superuser, by the server's Unix socket."""
+        command = ["mariadb", "--no-defaults", f"--socket={self.folder / 'socket'}", "-u", "root"]
+        subprocess.run(command, input=sql.encode(), capture_output=True, check=True, timeout=SECONDS)
+
 
 def available() -> bool:
     return SERVER.exists() and os.geteuid() == 0
@@ -54,12 +59,19 @@ def relay(server: Server) -> Iterator[Relay]:
 
 
 @contextmanager
-def server() -> Iterator[Server]:
-    """A fresh server with a database `shop`, in a folder of its own (on a short path: its Unix socket is there too)."""
+def server(certificate: tuple[Path, Path] | None = None) -> Iterator[Server]:
+    """A fresh server with a database `shop`, in a folder of its own (on a short path: its Unix socket is there too).
+
+    `certificate` and key; else it makes itself one.
+    """
     user = pwd.getpwnam("mysql")
     folder = Path(tempfile.mkdtemp(prefix="vb-mysql-", dir="/tmp"))
-    certificate = make_certificate(folder / "both.pem")
-    for path in (folder, certificate):
+    both = folder / "both.pem"
+    if certificate is None:
+        make_certificate(both)
+    else:
+        both.write_bytes(b"".join(path.read_bytes() for path in certificate))
+    for path in (folder, both):
         os.chown(path, user.pw_uid, user.pw_gid)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -71,7 +83,7 @@ def server() -> Iterator[Server]:
     options = ["--no-defaults", f"--datadir={data}", f"--socket={unix}", f"--port={port}", "--user=mysql"]
     options += ["--bind-address=127.0.0.1", "--plugin-load-add=auth_ed25519", "--local-infile=1", "--skip-name-resolve"]
     options += ["--innodb-buffer-pool-size=8M", "--innodb-flush-log-at-trx-commit=0", "--log-bin", "--server-id=1"]
-    options += [f"--ssl-cert={certificate}", f"--ssl-key={certificate}", "--default-time-zone=+00:00"]
+    options += [f"--ssl-cert={both}", f"--ssl-key={both}", "--default-time-zone=+00:00"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([SERVER, *options], stdout=log, stderr=log, cwd=folder)
     try:
@@ -88,7 +100,7 @@ def server() -> Iterator[Server]:
             CREATE USER ed@'%' IDENTIFIED VIA ed25519 USING PASSWORD('{one.password}');
             GRANT ALL ON *.* TO open@'%'; GRANT ALL ON shop.* TO native@'%'; GRANT ALL ON shop.* TO ed@'%';
         """
-        subprocess.run(root, input=users.encode(), check=True, capture_output=True, timeout=SECONDS)
+        one.root(users)
         yield one
     finally:
         process.send_signal(signal.SIGKILL)  # at once: nothing is to be kept

@@ -15,7 +15,7 @@ from appliance.dissect.postgres import Postgres
 from appliance.dissect.postgres_client import MAX_REPEATED
 from appliance.dissect.postgres_half import MAX_MESSAGE, MAX_REDACTED
 from appliance.dissect.table import MAX_ROWS, MAX_ROWS_BYTES
-from appliance.model import Direction, Message
+from appliance.model import Direction, Message, Redaction
 from tests.dissect.harness import C, Gap, Played, S, Turn, assert_any_cut, assert_survives, assert_truncated, play
 from tests.dissect.postgres_bytes import (
     ASK_CLEAR,
@@ -739,3 +739,15 @@ def test_detect_decides_in_time(client: bytes, server: bytes) -> None:
     Postgres.detect(client, server)
     assert Postgres.detect(client + bytes(4096), server) is not Match.MORE
     assert Postgres.detect(client, server + bytes(4096)) is not Match.MORE or client[:1] == b"\0"
+
+
+def test_what_may_be_a_startup_or_the_end_of_a_password_is_not_settled() -> None:
+    """Neither direction was seen from its start: bytes that are redacted at the end were never promised."""
+    dissector = Postgres()
+    for direction in (C, S):
+        dissector.resume(direction, None)
+    dissector.receive(C, b"\0\0\0\x17\0\3\0\0user\0u", 1)
+    promised = dissector.settled(C)
+    redacted = [each for each in dissector.close(C, 2) if isinstance(each, Redaction)]
+    assert redacted
+    assert min(each.start for each in redacted) >= promised

@@ -10,6 +10,7 @@ import pytest
 
 from tests.lab import Lab
 from tests.lab.appliance import Appliance, literal
+from tests.lab.demo.steps import rules
 from tests.lab.task import Task
 
 NEIGHBOUR_SECONDS = 0.2
@@ -23,7 +24,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def appliance(lab: Lab) -> Iterator[Appliance]:
-    with Appliance(lab, lab.folder / "data") as appliance:
+    with Appliance(lab, lab.folder / "data", rules=rules(lab)) as appliance:
         yield appliance
 
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 from tests.lab import Lab
 from tests.lab.appliance import Appliance
 from tests.lab.demo import verify
+from tests.lab.demo.steps import keep_secrets
 from tests.lab.demo.work import work
 
 
 def test_demo(lab: Lab, appliance: Appliance) -> None:
+    keep_secrets(lab, appliance)
     commands: list[str] = []
     done = work(lab, appliance, lambda host, command: commands.append(f"{host}: {command}"))
     recorded = verify.read_back(appliance, done)

@@ -4,11 +4,13 @@ import base64
 import random
 import signal
 import time
+from typing import Any
 
 from tests.evasion.subnet import flood
 from tests.lab import Lab
 from tests.lab.appliance import API_PORT, Appliance
-from tests.lab.task import Task
+from tests.lab.task import LOOK, Task
+from tests.lab.wait import until
 
 # Opens TLS connections to the API without end and sends half a request on each.
 STORM = """
@@ -60,7 +62,14 @@ def test_what_lookups_carried_is_counted_by_session_and_lease(task: Task, lab: L
     server = lab.services["dns"].addresses[0]
     asked = "\n".join(f"{name} TXT" for name in names)
     task.run(["dig", f"@{server}", "+tries=1", "+short", "-f", "-"], input=asked + "\n", check=False)
-    sessions = task.sessions(1, protocol="dns", server=server, seconds=60)
+
+    def all_of_them() -> list[dict[str, Any]] | None:
+        """Each lookup has a port of its own, and ends as a session of its own."""
+        found = task.sessions(1, protocol="dns", server=server, seconds=60)
+        asked = sum(session["attrs"]["lookups"]["queries"] for session in found)
+        return found if asked >= len(names) else None
+
+    sessions = until(all_of_them, "all lookups are on record", 60, LOOK)
     assert {session["identity"]["lease_id"] for session in sessions} == {task.leases[0]["lease_id"]}
     found = [session["attrs"]["lookups"] for session in sessions]
     assert sum(each["queries"] for each in found) == len(names)

@@ -23,6 +23,7 @@ from appliance.journal import (
     release,
 )
 from appliance.journal.format import HEADER_BYTES, frame_bytes
+from appliance.journal.writer import LOOK_NS
 
 KEY = JournalKey(b"k" * 32)
 
@@ -212,8 +213,13 @@ def test_full_disk_stops_spans_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         free = 511 * 1024
         assert writer.room() == 0
         with pytest.raises(JournalFull, match="min_free_bytes"):
-            writer.append(FrameKind.SPAN, b"", time_ns=0)
-        assert writer.append(FrameKind.EVENT, bytes(8000), time_ns=0) == 2  # needs a segment of its own
+            writer.append(FrameKind.SPAN, b"", time_ns=LOOK_NS)
+        free = 513 * 1024
+        assert writer.append(FrameKind.SPAN, b"", time_ns=LOOK_NS) == 2, "as soon as there is space again"
+        free = 511 * 1024
+        with pytest.raises(JournalFull, match="min_free_bytes"):
+            writer.append(FrameKind.SPAN, b"", time_ns=0)  # of a clock that was set back
+        assert writer.append(FrameKind.EVENT, bytes(8000), time_ns=0) == 3  # needs a segment of its own
         free = 513 * 1024
         assert 0 < writer.room() < 8192, "a further segment would go below the limit"
 

@@ -34,7 +34,7 @@ http {{
         location = /hello {{ return 200 "hello $request_method\\n"; }}
         location = /missing {{ return 404 "no\\n"; }}
     }}
-    server {{ listen {address}:{sink}; location / {{ client_body_in_single_buffer on; return 200 "$http_content_length\\n"; }} }}
+    server {{ listen {address}:{sink}; location / {{ return 200 "$http_content_length\\n"; }} }}
 }}
 """
 

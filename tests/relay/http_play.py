@@ -19,6 +19,7 @@ from appliance.relay.mediator import (
     Mediator,
     Note,
     Pass,
+    Refuse,
     Say,
     Shut,
     Splice,
@@ -57,6 +58,7 @@ class Play:
         self.shut: list[Direction] = []
         self.hung_up = 0
         self.failed: Fail | None = None
+        self.refused = ""
         self.spliced = False
         self.tunnel: Tunnel | None = None
         self.identities: list[Identity] = []
@@ -140,6 +142,9 @@ class Play:
                     self.spliced = True
                 case Tunnel():
                     self.tunnel = command
+                case Refuse():
+                    assert not self.refused
+                    self.refused = command.reason
                 case Fail():
                     self.failed = command
 

@@ -27,8 +27,8 @@ AMBIGUOUS: dict[str, tuple[bytes, str]] = {
     "chunked in a list": (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "te-unknown"),
     "chunked not last": (POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", "te-unknown"),
     "empty coding": (POST + b"Transfer-Encoding:\r\n\r\n", "te-unknown"),
-    "chunked twice": (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "te-repeated"),
-    "chunked and another": (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n", "te-repeated"),
+    "chunked twice": (POST + b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n0\r\n\r\n", "te-repeated"),
+    "chunked and another": (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n", "te-repeated"),
     "coding in HTTP/1.0": (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "te-version"),
     "vertical tab": (POST + b"Transfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n", ""),
     "underscore": (POST + b"Transfer_Encoding: chunked\r\n\r\n0\r\n\r\n", "field-name"),
@@ -61,7 +61,7 @@ AMBIGUOUS: dict[str, tuple[bytes, str]] = {
     "asterisk": (b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", "target"),
     "fragment": (b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", "target"),
     "CONNECT": (b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n", "target"),
-    "Connection that takes away": (POST + b"Connection: close, Content-Length\r\nContent-Length: 0\r\n\r\n", "connection-field"),
+    "Connection that takes": (POST + b"Connection: Content-Length\r\nContent-Length: 0\r\n\r\n", "connection-field"),
     "no chunk size": (CHUNKED + b"zz\r\n", "chunk-size"),
     "empty chunk size": (CHUNKED + b"\r\n", "chunk-size"),
     "signed chunk size": (CHUNKED + b"+2\r\nab\r\n0\r\n\r\n", "chunk-size"),
@@ -118,14 +118,15 @@ def test_what_two_readers_may_differ_about_is_refused(name: str) -> None:
     play = Play().agent(sent)
     assert play.status == 400
     assert play.cases == ([case] if case else [])
-    assert SERVER not in play.shut and CLIENT in play.shut
+    assert SERVER not in play.shut
+    assert CLIENT in play.shut
     assert not play.connected
     assert play.failed is None, "it has time to read the answer"
     assert bytes(play.record[0]) == sent
     assert bytes(play.to_server) == b"" or sent.startswith(bytes(play.to_server)), "the bad line is not passed"
     play.agent(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n").ended(CLIENT)
-    assert play.failed is not None
-    assert play.failed.reason == ("smuggling" if case else "malformed")
+    assert play.failed is None
+    assert play.refused == ("smuggling" if case else "malformed")
     assert b"late" not in play.to_server
     assert play.record[0].endswith(b"GET /late HTTP/1.1\r\nHost: a\r\n\r\n")
 
@@ -150,7 +151,7 @@ def test_what_is_not_http(name: str) -> None:
     assert play.status == status
     assert not play.cases
     play.ended(CLIENT)
-    assert play.failed is not None and play.failed.reason == "malformed"
+    assert play.refused == "malformed"
 
 
 @pytest.mark.parametrize("name", HONEST)
@@ -159,7 +160,8 @@ def test_what_is_clear_passes_as_it_came(name: str) -> None:
     whole = Play().agent(sent).server(OK)
     assert bytes(whole.to_server) == bytes(whole.record[0]) == sent
     assert bytes(whole.to_agent) == bytes(whole.record[1]) == OK
-    assert not whole.notes and not whole.shut
+    assert not whole.notes
+    assert not whole.shut
     for cut in range(1, len(sent)):
         play = Play().agent(sent[:cut], sent[cut:]).server(*(OK[at : at + 1] for at in range(len(OK))))
         assert bytes(play.to_server) == sent
@@ -245,16 +247,19 @@ def test_a_hostile_server(name: str) -> None:
         assert play.hung_up == 1
         assert b"200 OK" not in play.to_agent
         play.ended(CLIENT)
-        assert play.failed is not None
+        assert play.refused
 
 
 def test_answers_that_nobody_asked_for() -> None:
     early = Play(connected=True).server(OK)
-    assert not early.to_agent and early.cases == ["unasked"]
+    assert not early.to_agent
+    assert early.cases == ["unasked"]
     twice = Play().agent(GET).server(OK + OK)
-    assert bytes(twice.to_agent) == OK and twice.cases == ["unasked"]
+    assert bytes(twice.to_agent) == OK
+    assert twice.cases == ["unasked"]
     head = Play().agent(GET.replace(b"GET", b"HEAD")).server(OK)
-    assert bytes(head.to_agent) == OK[:-2] and head.cases == ["unasked"]
+    assert bytes(head.to_agent) == OK[:-2]
+    assert head.cases == ["unasked"]
 
 
 def test_a_chunked_answer_that_goes_wrong_ends_the_flow() -> None:
@@ -267,25 +272,32 @@ def test_a_chunked_answer_that_goes_wrong_ends_the_flow() -> None:
 def test_until_the_end_of_the_connection() -> None:
     play = Play().agent(GET).server(b"HTTP/1.1 200 OK\r\n\r\nall", b" of it").ended(SERVER)
     assert play.to_agent.endswith(b"all of it")
-    assert play.shut == [CLIENT] and play.failed is None
+    assert play.shut == [CLIENT]
+    assert play.failed is None
     play.ended(CLIENT)
     assert play.failed is None
 
 
 @pytest.mark.parametrize(
     ("said", "status"),
-    [(b"", 502), (b"HTTP/1.1 200", 502), (OK[:-1], 200), (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 200)],
+    [
+        (b"", 502),
+        (b"HTTP/1.1 200", 502),
+        (OK[:-1], 200),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", 200),
+    ],
 )
 def test_a_server_that_ends_too_soon(said: bytes, status: int) -> None:
     play = Play().agent(GET).server(said).ended(SERVER).ended(CLIENT)
     assert play.status == status
-    assert play.failed is not None and play.failed.reason == "server-gone"
+    assert play.refused == "server-gone"
 
 
 def test_an_agent_that_ends_within_a_head() -> None:
     play = Play().agent(GET[:-2]).ended(CLIENT)
     assert play.status == 400
-    assert play.failed is not None and bytes(play.record[0]) == GET[:-2]
+    assert play.refused
+    assert bytes(play.record[0]) == GET[:-2]
 
 
 def test_an_agent_that_half_closes_gets_its_answer() -> None:
@@ -293,7 +305,8 @@ def test_an_agent_that_half_closes_gets_its_answer() -> None:
     assert play.shut == [SERVER]
     play.server(OK)
     assert bytes(play.to_agent) == OK
-    assert CLIENT in play.shut and play.failed is None
+    assert CLIENT in play.shut
+    assert play.failed is None
 
 
 def test_an_agent_that_half_closes_behind_two_requests() -> None:
@@ -347,7 +360,7 @@ def test_websocket_is_spliced_once_the_server_agrees() -> None:
     ("given", "kept"),
     [
         (b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nConnection: Upgrade, HTTP2-Settings\r\n", b""),
-        (b"Upgrade: h2c\r\nHTTP2-Settings: x\r\nConnection: close, Upgrade, HTTP2-Settings\r\n", b"Connection: close\r\n"),
+        (b"Upgrade: h2c\r\nConnection: close, Upgrade, HTTP2-Settings\r\n", b"Connection: close\r\n"),
         (b"Upgrade: tcp\r\nConnection: Upgrade\r\n", b""),
         (b"Upgrade: websocket, h2c\r\nConnection: Upgrade\r\n", b""),
         (b"Upgrade: websocket\r\nConnection: Upgrade\r\n", b""),
@@ -367,7 +380,7 @@ def test_another_host_than_the_connections_is_misdirected() -> None:
     assert play.status == 421
     assert bytes(play.to_server) == GET
     play.ended(CLIENT)
-    assert play.failed is not None and play.failed.reason == "host"
+    assert play.refused == "host"
     old = Play(permits=lambda name: name == "sni.example.com", server_name="sni.example.com", tls=True)
     assert old.agent(b"GET / HTTP/1.0\r\n\r\n").to_server
 
@@ -392,7 +405,8 @@ def test_an_end_from_outside(reason: str, status: int) -> None:
     assert bytes(idle.to_agent) == OK, "nobody waits for an answer"
     assert Play().agent(GET).server(OK[:-1]).stop(reason).to_agent == OK[:-1]
     waiting = Play().agent(GET[:9]).stop(reason)
-    assert waiting.status == status and bytes(waiting.record[0]) == GET[:9]
+    assert waiting.status == status
+    assert bytes(waiting.record[0]) == GET[:9]
     assert Play().stop(reason).failed is not None
 
 

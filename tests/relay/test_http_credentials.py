@@ -56,17 +56,20 @@ def test_split_at_every_byte() -> None:
 )
 def test_without_a_good_token_nothing_goes_on(asked: bytes) -> None:
     play = Play(BY_TOKEN, tokens=TOKENS).agent(asked)
-    assert play.status == 401 and play.declined == [401]
+    assert play.status == 401
+    assert play.declined == [401]
     assert b'WWW-Authenticate: Bearer realm="verbatim"\r\n' in play.to_agent
     assert not play.dials
-    assert TOKEN.encode() not in play.record[0] and b"nobody" not in play.record[0]
+    assert TOKEN.encode() not in play.record[0]
+    assert b"nobody" not in play.record[0]
     play.agent(ASKED).server(OK)
     assert play.to_agent.endswith(OK), "it may come again on the same connection"
 
 
 def test_a_refused_request_with_a_body_ends_the_connection() -> None:
     play = Play(BY_TOKEN).agent(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n", b"abc")
-    assert play.status == 401 and play.shut == [CLIENT]
+    assert play.status == 401
+    assert play.shut == [CLIENT]
     assert play.record[0].endswith(b"***"), "late bytes are for nobody to read"
 
 
@@ -153,7 +156,8 @@ def test_a_proxy_asks_for_a_token() -> None:
     assert play.status == 407
     assert b'Proxy-Authenticate: Basic realm="verbatim"\r\nProxy-Authenticate: Bearer realm' in play.to_agent
     play.agent(with_field(b"Proxy-Authorization", basic("u", TOKEN), CONNECT))
-    assert play.tunnel is not None and (play.tunnel.host, play.tunnel.port) == ("a.example.com", 443)
+    assert play.tunnel is not None
+    assert (play.tunnel.host, play.tunnel.port) == ("a.example.com", 443)
     assert play.to_agent.endswith(b"HTTP/1.1 200 Connection established\r\n\r\n")
     assert not play.to_server
 
@@ -209,4 +213,5 @@ def test_a_proxy_that_cannot_connect(reason: str) -> None:
 def test_what_no_proxy_takes(asked: bytes) -> None:
     play = Play(proxied=True, identity=LEASE).agent(asked)
     assert play.status == 400
-    assert not play.to_server and not play.tunnel
+    assert not play.to_server
+    assert not play.tunnel

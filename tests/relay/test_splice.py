@@ -66,7 +66,7 @@ def test_a_server_that_speaks_first_is_heard(tmp_path: Path) -> None:
 
     with Server(greet) as server, Running(tmp_path, RULES, server.address) as relay:
         with socket.create_connection(relay.address) as client:
-            assert client.recv(100) == b"220 ready\r\n"
+            assert client.recv(11, socket.MSG_WAITALL) == b"220 ready\r\n"
             client.sendall(b"QUIT")
             assert client.recv(100) == b"QUIT"
         relay.idle()
@@ -124,7 +124,27 @@ def test_a_reset_is_passed_on_and_told(tmp_path: Path) -> None:
     assert flow.closed["ending"] == "rst"
     assert flow.closed["reason"] == "agent-reset"
     assert flow.data[0] == b"half a word"
+    assert flow.closed["legs"]["upstream"]["socket"]["received"] == 0, "counted before the socket was closed"
     assert not server.failures
+
+
+def test_a_reset_behind_the_last_bytes_is_told(tmp_path: Path) -> None:
+    """Both wait for the relay at the same time."""
+    with Server(echo) as server, Running(tmp_path, RULES, server.address) as relay:
+        client = socket.create_connection(relay.address)
+        client.sendall(b"the first, ")
+        assert client.recv(11, socket.MSG_WAITALL) == b"the first, "
+        free = threading.Event()
+        relay.loop.call_soon_threadsafe(free.wait)
+        client.sendall(b"the last")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        client.close()
+        free.set()
+        relay.idle()
+        relay.stop()
+        flow = relay.flow()
+    assert flow.closed["reason"] == "agent-reset"
+    assert flow.data[0] == b"the first, the last"
 
 
 def test_nothing_is_forwarded_while_the_journal_takes_nothing(tmp_path: Path) -> None:

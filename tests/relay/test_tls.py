@@ -154,16 +154,33 @@ def test_an_agent_that_pins_is_refused_or_passes_at_its_next_try(tmp_path: Path,
 
 
 def test_a_name_that_a_rule_refuses(tmp_path: Path, pki: Pki) -> None:
-    given = rules(pki) + [{"host": "*.example.com", "lane": "refuse"}]
+    given = [*rules(pki), {"host": "*.example.com", "lane": "refuse"}]
     tls = server_context(pki, NAME)
     with Server(echo, tls) as server, Running(tmp_path / "data", given, server.address) as relay:
         context = client_context(relay.ca)
-        with pytest.raises((ssl.SSLError, ConnectionError)):
+        with pytest.raises(ssl.SSLError, match="access denied"):
             context.wrap_socket(socket.create_connection(relay.address), server_hostname=NAME)
         relay.idle()
         relay.stop()
         assert relay.flow().refused == ["refused-by-rule"]
         assert not server.accepted, "the server never hears of it"
+
+
+def test_a_name_opens_what_is_closed_without_one(tmp_path: Path, pki: Pki) -> None:
+    (named,) = rules(pki)
+    given = [named | {"host": "*.example.com"}, {"to": "127.0.0.0/8", "protocol": "tcp", "lane": "refuse"}]
+    tls = server_context(pki, NAME)
+    with Server(echo, tls) as server, Running(tmp_path / "data", given, server.address) as relay:
+        context = client_context(relay.ca)
+        with context.wrap_socket(socket.create_connection(relay.address), server_hostname=NAME) as client:
+            client.sendall(b"by its name")
+            assert client.recv(100) == b"by its name"
+        with pytest.raises(ssl.SSLError, match="access denied"):
+            context.wrap_socket(socket.create_connection(relay.address), server_hostname="example.org")
+        relay.idle()
+        relay.stop()
+        assert [flow.refused for flow in relay.flows()] == [[], ["refused-by-rule"]]
+        assert server.accepted == 1
 
 
 def client_hello() -> bytes:

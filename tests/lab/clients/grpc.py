@@ -5,10 +5,11 @@ from pathlib import Path
 import grpc
 
 from tests.lab.clients import Settings, Told, serve
+from tests.lab.services.grpc_app import pack, unpack
 
 SERVICE = "/lab.Shop"
 SECONDS = 15.0
-LONG = b"x" * 300_000  # more than one flow-control window
+LONG = "x" * 300_000  # more than one flow-control window
 
 
 def by_grpcio(settings: Settings) -> Told:
@@ -18,17 +19,17 @@ def by_grpcio(settings: Settings) -> Told:
     else:
         channel = grpc.insecure_channel(settings["target"])
     with channel:
-        find = channel.unary_unary(f"{SERVICE}/Find")
-        answer, call = find.with_call(b"abacus", timeout=SECONDS, metadata=[("x-agent", "lab")])
-        told: Told = {"find": answer.decode(), "trailers": dict(call.trailing_metadata())}
+        find = channel.unary_unary(f"{SERVICE}/Find", pack, unpack)
+        answer, call = find.with_call("abacus", timeout=SECONDS, metadata=[("x-agent", "lab")])
+        told: Told = {"find": answer, "trailers": dict(call.trailing_metadata())}
         told["long"] = find(LONG, timeout=SECONDS) == LONG.upper()
-        told["list"] = [item.decode() for item in channel.unary_stream(f"{SERVICE}/List")(b"3", timeout=SECONDS)]
-        parts = iter([b"one", b"two", b"three"])
-        told["gather"] = channel.stream_unary(f"{SERVICE}/Gather")(parts, timeout=SECONDS).decode()
-        said = iter([b"hello", b"bye"])
-        told["chat"] = [reply.decode() for reply in channel.stream_stream(f"{SERVICE}/Chat")(said, timeout=SECONDS)]
+        told["list"] = list(channel.unary_stream(f"{SERVICE}/List", pack, unpack)("3", timeout=SECONDS))
+        parts = iter(["one", "two", "three"])
+        told["gather"] = channel.stream_unary(f"{SERVICE}/Gather", pack, unpack)(parts, timeout=SECONDS)
+        said = iter(["hello", "bye"])
+        told["chat"] = list(channel.stream_stream(f"{SERVICE}/Chat", pack, unpack)(said, timeout=SECONDS))
         try:
-            find(b"missing", timeout=SECONDS)
+            find("missing", timeout=SECONDS)
         except grpc.RpcError as error:
             told["error"] = [error.code().name, error.details()]
     return told

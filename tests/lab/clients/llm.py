@@ -1,5 +1,7 @@
 """Language models by the `openai` and `anthropic` packages: whole, streamed, and with a tool. Settings: url, key, ca.
 
+With anthropic and `bearer` the key goes as `Authorization: Bearer`, as it does with ANTHROPIC_AUTH_TOKEN.
+
 Both packages find the authorities that they trust as agents tell them to: by SSL_CERT_FILE.
 """
 
@@ -68,7 +70,8 @@ def _responses(client: Any) -> Told:
 
 def by_anthropic(settings: Settings) -> Told:
     os.environ["SSL_CERT_FILE"] = settings["ca"]
-    with anthropic.Anthropic(api_key=settings["key"], base_url=settings["url"], max_retries=0) as opened:
+    by = "auth_token" if settings.get("bearer") else "api_key"
+    with anthropic.Anthropic(**{by: settings["key"]}, base_url=settings["url"], max_retries=0) as opened:
         client: Any = opened
         question: dict[str, Any] = {"model": MODEL, "max_tokens": 200}
         messages: list[Any] = [{"role": "user", "content": ASKED}]
@@ -88,7 +91,7 @@ def by_anthropic(settings: Settings) -> Told:
             "after": last.content[0].text,
         }
         try:
-            client.with_options(api_key="wrong").messages.create(**question, messages=messages[:1])
+            client.with_options(**{by: "wrong"}).messages.create(**question, messages=messages[:1])
         except anthropic.AuthenticationError as error:
             told["error"] = error.status_code
         return told

@@ -27,7 +27,7 @@ from rich.text import Text
 
 from tests.lab.appliance import API_PORT, Appliance, literal
 from tests.lab.demo import show, verify
-from tests.lab.demo.steps import STEPS
+from tests.lab.demo.steps import STEPS, keep_secrets, rules
 from tests.lab.demo.verify import Check, Recorded
 from tests.lab.demo.work import RUN, Work, work
 from tests.lab.lab import Lab
@@ -86,8 +86,8 @@ def show_all(lab: Lab, appliance: Appliance, recorded: Recorded) -> list[Check]:
     show.heading(console, "Which HTTP calls")
     show.web(console, recorded)
     for further in STEPS:
-        show.heading(console, f"In the words of {further.protocol}")
-        show.step(console, recorded, further.protocol)
+        show.heading(console, further.what[0].upper() + further.what[1:])
+        show.step(console, verify.of_step(lab, recorded.sessions, further), recorded)
     show.heading(console, "What was refused")
     show.refusals(console, recorded)
 
@@ -161,7 +161,8 @@ def run(once: bool) -> list[Check]:
         with step("hosts, servers and the OpenID provider"):
             lab = up.enter_context(Lab(manage=True))
         with step("the appliance on the gateway"):
-            appliance = up.enter_context(Appliance(lab, DATA))
+            appliance = up.enter_context(Appliance(lab, DATA, rules=rules(lab)))
+            keep_secrets(lab, appliance)
         done, recorded = _work(lab, appliance)
         checks += show_all(lab, appliance, recorded)
         checks += verify.checks(lab, appliance, done, recorded)

@@ -104,9 +104,9 @@ def web(console: Console, recorded: Recorded) -> None:
     console.print(shown)
 
 
-def step(console: Console, recorded: Recorded, protocol: str) -> None:
+def step(console: Console, sessions: list[dict[str, Any]], recorded: Recorded) -> None:
     """What both sides said, in the words of the protocol."""
-    for session in recorded.of(protocol):
+    for session in sessions:
         console.print(safe(f"{who(session['identity'])} at {session['server']['address']}", "bold"))
         for message in recorded.messages[session["session_id"]]:
             ours = message["direction"] == "client"

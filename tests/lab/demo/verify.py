@@ -46,10 +46,11 @@ def read_back(appliance: Appliance, work: Work) -> Recorded:
     """Wait until everything is in the store, then read it."""
 
     def all_there() -> list[dict[str, Any]] | None:
-        sessions = [s for run in (RUN, SECOND_RUN) for s in appliance.sessions(run_id=run)]
+        leases = {lease["lease_id"] for task in (work.first, work.second) for lease in task.leases}
+        sessions = [s for s in appliance.sessions() if s["identity"]["lease_id"] in leases]
         count = {name: sum(s["protocol"] == name for s in sessions) for name in ("postgres", "http1", "tls", "dns")}
         enough = count["postgres"] >= 3 and count["http1"] >= 3 and count["tls"] >= 1 and count["dns"] >= 1
-        enough = enough and {step.protocol for step in STEPS} <= {str(s["protocol"]) for s in sessions}
+        enough = enough and all(of_step(appliance.lab, sessions, step) for step in STEPS)
         enough = enough and all(s["ending"] != "open" for s in sessions)
         return sorted(sessions, key=lambda s: str(s["started"])) if enough and _refusals(appliance, work) else None
 
@@ -188,7 +189,7 @@ def _comparisons(lab: Lab, appliance: Appliance, work: Work, recorded: Recorded)
     yield "the report that curl sent", echo
 
     for step in STEPS:
-        yield step.what, _compared(recorded, step, work)
+        yield step.what, _compared(lab, recorded, step, work)
 
     def opaque() -> tuple[bool, str]:
         session = _only(recorded.of("tls"))
@@ -212,9 +213,14 @@ def _comparisons(lab: Lab, appliance: Appliance, work: Work, recorded: Recorded)
     yield "what was refused is recorded, and failed at once", refusals
 
 
-def _compared(recorded: Recorded, step: Step, work: Work) -> Compare:
+def of_step(lab: Lab, sessions: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
+    servers = lab.addresses(step.service)
+    return [s for s in sessions if s["protocol"] == step.protocol and s["server"]["address"] in servers]
+
+
+def _compared(lab: Lab, recorded: Recorded, step: Step, work: Work) -> Compare:
     def compare() -> tuple[bool, str]:
-        session = _only(recorded.of(step.protocol))
+        session = _only(of_step(lab, recorded.sessions, step))
         return step.compare(recorded.messages[session["session_id"]], work.told[step.what])
 
     return compare

@@ -2,7 +2,7 @@
 
     python -m tests.lab.services.grpc_app CERTIFICATE KEY TLS_PORT CLEAR_PORT ADDRESS …
 
-Messages are plain bytes, so that nothing has to be generated from a schema:
+Messages have one field, number 1, a string; so nothing has to be generated from a schema:
 
     /lab.Shop/Find     one request, one response: the request in capitals; for `missing` status NOT_FOUND
     /lab.Shop/List     one request, a number n: n responses
@@ -22,33 +22,50 @@ SERVICE = "lab.Shop"
 MAX_LISTED = 10_000
 
 
-def find(request: bytes, context: Any) -> bytes:
-    if request == b"missing":
+def pack(text: str) -> bytes:
+    """A message: field 1 of wire type LEN (Protocol Buffers, Encoding)."""
+    data = text.encode()
+    size, left = bytearray(), len(data)
+    while left > 0x7F:
+        size.append(left & 0x7F | 0x80)
+        left >>= 7
+    return b"\x0a" + bytes(size) + bytes((left,)) + data
+
+
+def unpack(message: bytes) -> str:
+    at = 1
+    while message[at] & 0x80:
+        at += 1
+    return message[at + 1 :].decode()
+
+
+def find(request: str, context: Any) -> str:
+    if request == "missing":
         context.abort(grpc.StatusCode.NOT_FOUND, "nothing of that name")
     context.set_trailing_metadata((("x-found", "1"),))
     return request.upper()
 
 
-def listed(request: bytes, context: Any) -> Iterator[bytes]:
+def listed(request: str, context: Any) -> Iterator[str]:
     for number in range(min(int(request), MAX_LISTED)):
-        yield f"item {number}".encode()
+        yield f"item {number}"
 
 
-def gather(requests: Iterator[bytes], context: Any) -> bytes:
-    return b",".join(requests)
+def gather(requests: Iterator[str], context: Any) -> str:
+    return ",".join(requests)
 
 
-def chat(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+def chat(requests: Iterator[str], context: Any) -> Iterator[str]:
     for request in requests:
-        yield b"you said " + request
+        yield "you said " + request
 
 
 def main(certificate: str, key: str, port: str, clear_port: str, *addresses: str) -> None:
     methods = {
-        "Find": grpc.unary_unary_rpc_method_handler(find),
-        "List": grpc.unary_stream_rpc_method_handler(listed),
-        "Gather": grpc.stream_unary_rpc_method_handler(gather),
-        "Chat": grpc.stream_stream_rpc_method_handler(chat),
+        "Find": grpc.unary_unary_rpc_method_handler(find, unpack, pack),
+        "List": grpc.unary_stream_rpc_method_handler(listed, unpack, pack),
+        "Gather": grpc.stream_unary_rpc_method_handler(gather, unpack, pack),
+        "Chat": grpc.stream_stream_rpc_method_handler(chat, unpack, pack),
     }
     server = grpc.server(ThreadPoolExecutor(8))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
