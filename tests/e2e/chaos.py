@@ -207,13 +207,14 @@ from appliance import config, record
 from appliance.store.client import open_store
 settings = config.load(Path(sys.argv[1]), data=Path(sys.argv[2]))
 with open_store(settings, "writer") as store:
-    recorder = record.Recorder(settings, settings.data / "journal" / "wire", store, lambda *names: [], keep=True)
-    quiet = 0
-    while quiet < 3:
-        quiet = 0 if recorder.step() else quiet + 1
-        assert not recorder.fault, recorder.fault
-    assert recorder.finish(snapshot=False)
-    recorder.close()
+    for folder in sorted((settings.data / "journal").iterdir()):
+        recorder = record.Recorder(settings, folder, store, lambda *names: [], keep=True)
+        quiet = 0
+        while quiet < 3:
+            quiet = 0 if recorder.step() else quiet + 1
+            assert not recorder.fault, recorder.fault
+        assert recorder.finish(snapshot=False)
+        recorder.close()
 """
 
 DUMP = """
