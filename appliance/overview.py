@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from appliance.config import Settings
-from appliance.health import PROCESSES, State, parts
+from appliance.health import PROCESSES, RELAY, State, parts
 from appliance.journal import Aside, set_aside
 from appliance.status import Status, read
 from appliance.wire import bpf
@@ -167,6 +167,7 @@ def overview(earlier: Look | None, later: Look, *, embedded: bool) -> dict[str, 
             "rows": counts(store, "rows"),
             "bytes": number(store, "bytes"),
         },
+        "relay": {name: number(said.get(RELAY), name) for name in ("workers", "flows", "accepted", "bytes")},
         "leases": number(wire, "leases"),
         "flows": number(wire, "flows"),
         "sessions_open": number(record, "sessions_open"),

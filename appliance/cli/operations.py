@@ -215,12 +215,23 @@ def _store(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _relay(said: Mapping[str, Any]) -> list[tuple[str, str]]:
+    relay = said["relay"]
+    return [
+        ("workers", _number(relay["workers"])),
+        ("flows", _number(relay["flows"])),
+        ("accepted", _number(relay["accepted"])),
+        ("recorded", _bytes(relay["bytes"])),
+    ]
+
+
 def _api(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     return []
 
 
 FACTS: dict[str, Callable[[Mapping[str, Any]], list[tuple[str, str]]]] = {
     "wire": _wire,
+    "relay": _relay,
     "record": _record,
     "store": _store,
     "api": _api,
