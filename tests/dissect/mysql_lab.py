@@ -78,9 +78,10 @@ def server(certificate: tuple[Path, Path] | None = None) -> Iterator[Server]:
     one = Server(port, folder)
     data, unix = folder / "data", folder / "socket"
     install = ["mariadb-install-db", "--no-defaults", "--user=mysql", f"--datadir={data}", "--skip-test-db"]
-    install += ["--auth-root-authentication-method=normal", "--innodb-log-file-size=4M", "--skip-log-bin"]
+    scratch = f"--tmpdir={folder}"  # a server that starts removes all temporary tables that it finds
+    install += [scratch, "--auth-root-authentication-method=normal", "--innodb-log-file-size=4M", "--skip-log-bin"]
     subprocess.run(install, check=True, capture_output=True, cwd=folder, timeout=60)
-    options = ["--no-defaults", f"--datadir={data}", f"--socket={unix}", f"--port={port}", "--user=mysql"]
+    options = ["--no-defaults", scratch, f"--datadir={data}", f"--socket={unix}", f"--port={port}", "--user=mysql"]
     options += ["--bind-address=127.0.0.1", "--plugin-load-add=auth_ed25519", "--local-infile=1", "--skip-name-resolve"]
     options += ["--innodb-buffer-pool-size=8M", "--innodb-flush-log-at-trx-commit=0", "--log-bin", "--server-id=1"]
     options += [f"--ssl-cert={both}", f"--ssl-key={both}", "--default-time-zone=+00:00"]

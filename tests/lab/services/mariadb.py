@@ -58,12 +58,15 @@ class MariaDb(Service):
         self.site.secrets.add(self.password)
         data = self.folder / "data"
         data.mkdir(mode=0o700)
+        scratch = self.folder / "tmp"  # a server that starts removes all temporary tables that it finds
+        scratch.mkdir(mode=0o700)
         certificate, key = self.certificate(SYSTEM_USER)
         self.host.run(["chown", "-R", f"{SYSTEM_USER}:{SYSTEM_USER}", self.folder])
         v4, v6 = self.addresses
         config = self.folder / "my.cnf"
         settings = {
             "datadir": data,
+            "tmpdir": scratch,
             "socket": self._socket,
             "pid_file": self.folder / "pid",
             "bind_address": f"{v4},{v6}",
