@@ -103,7 +103,8 @@ def _complete(run: Run, block: Block, settings: str) -> None:
             f"FROM {source} WHERE ({key}) NOT IN "  # noqa: S608 - names of ours
             f"(SELECT {key} FROM {block.table} WHERE ({key}) IN (SELECT {key} FROM {source}))"
         )
-        fresh = "schema_inference_use_cache_for_file = 0"  # another block may have had the same path
+        # Another block may have had the same path; and a merge on a full disk may have left an index without content.
+        fresh = "schema_inference_use_cache_for_file = 0, use_skip_indexes = 0"
         for written in (settings, f"{settings}, {_REGARDLESS}"):
             missing = int(run(f"SELECT count() {lacking} SETTINGS {fresh}"))
             if not missing:

@@ -38,7 +38,8 @@ def main(count: int, command: list[str]) -> None:
         echoed(output, b"k")
         found.append(time.perf_counter() - began)
     os.write(keys, b"\x03")  # ^C ends cat
-    session.wait(10)
+    session.stdin.close()
+    session.wait(60)
     print(json.dumps(found[count // 10 :]))
 
 
