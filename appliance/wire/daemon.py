@@ -226,11 +226,11 @@ class Daemon:
     def run(self) -> None:
         """Serve until `stop`; then drain what is committed."""
         log.info("wire-started", interfaces=self._interfaces.indexes, ring=self._program.ring_id)
-        gathered = 0
+        gathered = moved = 0
         still = Standstill(self._notes.event, lambda: self._ring.fill, self._ring.size, self._notes.now())
         while not self._stopping:
             now = self._notes.now()
-            still.turn(now)
+            still.turn(now, moved)
             moved = self._drain.step(now)
             if moved:
                 self._moved = now.boottime

@@ -21,12 +21,13 @@ class Standstill:
         self._size = size
         self._last = now
 
-    def turn(self, now: Now) -> None:
-        """The loop begins another turn, before it drains anything."""
+    def turn(self, now: Now, drained: int = 0) -> None:
+        """The loop begins another turn, before it drains anything. `drained`: bytes of the turn before, in the midst of
+        which it may have stood still."""
         last, self._last = self._last, now
         passed = now.boottime - last.boottime
         if passed > LONG:
-            fill = self._fill()
+            fill = self._fill() + drained
             text = f"the wire process did nothing for {passed / 1e9:.1f} s; then the ring held {fill} bytes"
             self._event(
                 "wire-stood-still",
