@@ -38,7 +38,8 @@ class Torn(NamedTuple):
 
 class Dissector(Protocol):
     """One session's dissector. `protocol` names it; `attrs` is metadata of the session known so far (JSON values; what
-    changes later is another value, as rows keep the one that they were given).
+    changes later is another value, as rows keep the one that they were given). Where another dissector is of the same
+    protocol, `form` tells it apart (see `registry`).
 
     `opaque` is true once the bytes that follow are encrypted. `successor` names the dissector to hand both
     directions to from here on (HTTP upgrade, TLS after SSLRequest); None while there is none.

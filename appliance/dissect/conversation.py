@@ -21,11 +21,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from appliance.dissect import Dissector, Output, Torn
-from appliance.dissect.datagrams import RawDatagrams
 from appliance.dissect.detection import Detection, Event
-from appliance.dissect.dns import Dns
-from appliance.dissect.dns_tcp import DnsTcp
-from appliance.dissect.echo import Echo
 from appliance.dissect.http1 import Http1
 from appliance.dissect.http2 import Http2
 from appliance.dissect.http_lost import stray_ranges
@@ -34,28 +30,10 @@ from appliance.dissect.mysql import Mysql
 from appliance.dissect.postgres import Postgres
 from appliance.dissect.raw import Raw
 from appliance.dissect.redis import Redis
-from appliance.dissect.ssh import Ssh
-from appliance.dissect.ssh_relayed import SshRelayed
+from appliance.dissect.registry import DATAGRAM, REGISTRIES, Registry, form, named
 from appliance.dissect.tls import Tls
 from appliance.dissect.unframed import Unframed
-from appliance.dissect.websocket import WebSocket
 from appliance.model import Direction, Message, Redaction
-
-STREAM: Final[tuple[type[Dissector], ...]] = (
-    Tls,
-    Mysql,
-    Postgres,
-    Http2,
-    Http1,
-    WebSocket,
-    Redis,
-    Ssh,
-    SshRelayed,
-    DnsTcp,
-    Raw,
-)
-DATAGRAM: Final[tuple[type[Dissector], ...]] = (Dns, RawDatagrams)
-REGISTRIES: Final[dict[str, tuple[type[Dissector], ...]]] = {"tcp": STREAM, "icmp": (Echo, RawDatagrams)}
 
 MAX_HANDOVERS = 8  # successors followed in one session; then raw
 MAX_TORN = 1 << 13  # bytes that are redacted where a dissector's bug may have cut a credential
@@ -65,14 +43,14 @@ AUTO = "auto"  # successor of a tunnel: detect again
 
 
 class Handover(NamedTuple):
-    """What a session that is given up leaves to the one that goes on with its packets."""
+    """What a session that is given up leaves to the one that goes on with its packets. `form`: of its dissector."""
 
-    protocol: str
+    form: str
     torn: Mapping[Direction, Torn | None]
 
     def turned(self) -> "Handover":
         """The same, where the other one is taken for the client."""
-        return Handover(self.protocol, {direction.other: torn for direction, torn in self.torn.items()})
+        return Handover(self.form, {direction.other: torn for direction, torn in self.torn.items()})
 
 
 class Conversation(Detection):
@@ -88,7 +66,7 @@ class Conversation(Detection):
         server_offset: int = 0,
         *,
         max_text: int | None = None,
-        registry: tuple[type[Dissector], ...] | None = None,
+        registry: Registry | None = None,
     ) -> None:
         super().__init__(registry or REGISTRIES.get(transport, DATAGRAM), datagrams=transport != "tcp")
         self._max_text = max_text
@@ -182,7 +160,7 @@ class Conversation(Detection):
         if dissector is None or (dissector.opaque and not isinstance(dissector, Tls)):
             return None
         torn = self._torn(dissector)
-        return Handover(self._chain[-1][0], torn) if torn or isinstance(dissector, Raw) else None
+        return Handover(form(dissector), torn) if torn or isinstance(dissector, Raw) else None
 
     def _torn(self, dissector: Dissector) -> dict[Direction, Torn]:
         """{}: it does not say, or knows no credentials."""
@@ -228,13 +206,13 @@ class Conversation(Detection):
     # -- input -----------------------------------------------------------------------------------------------------
 
     def adopt(self, protocol: str) -> Output:
-        """Who took part says what is spoken: nothing is left to detect. A name that is not known changes nothing, and
-        neither does one that comes when a dissector is at work.
+        """A relay, which took part, says what is spoken: nothing is left to detect. A name that is not known changes
+        nothing, and neither does one that comes when a dissector is at work.
         """
-        known = {candidate.protocol: candidate for candidate in self._registry}
-        if self._dissector is not None or protocol not in known:
+        chosen = named(self._registry, f"{protocol}-relayed") or named(self._registry, protocol)
+        if self._dissector is not None or chosen is None:
             return []
-        return self._cut_all(self._follow(reversed(self._begin(known[protocol]))))
+        return self._cut_all(self._follow(reversed(self._begin(chosen))))
 
     def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
         if self._dissector is None or not data:
@@ -283,8 +261,9 @@ class Conversation(Detection):
     def _detect(self, event: Event) -> list[Event]:
         """Keep the event; once the protocol is known, every event kept since detection began."""
         if self._handed is not None and self._unseen and not self._chain:
-            known = {one.protocol: one for one in self._registry} | ({"raw": Unframed} if self._handed.torn else {})
-            return [*self._begin(known.get(self._handed.protocol, Unframed)), event]
+            former = named(self._registry, self._handed.form)
+            follows = Unframed if former is None or (former is Raw and self._handed.torn) else former
+            return [*self._begin(follows), event]
         chosen = self._keep(event)
         return [] if chosen is None else self._begin(chosen)
 
@@ -385,9 +364,8 @@ class Conversation(Detection):
         self._start_detection()
         self._dissector = None
         if name != AUTO or len(self._chain) > MAX_HANDOVERS:
-            known = {candidate.protocol: candidate for candidate in self._registry}
-            raw = self._registry[-1]
-            self._begin(raw if len(self._chain) > MAX_HANDOVERS else known.get(name or "", raw))
+            known = None if len(self._chain) > MAX_HANDOVERS else named(self._registry, name or "")
+            self._begin(known or self._registry[-1])
             inherit = getattr(self._dissector, "inherit", None)
             if inherit is not None:
                 inherit(getattr(done, "legacy", {}))

@@ -51,9 +51,10 @@ class Block(msgspec.Struct):
 
 
 class Decoder:
-    """The state of one direction."""
+    """The state of one direction. `secrets`: names of fields that hold credentials, beside those that always do."""
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: frozenset[str] = frozenset()) -> None:
+        self._secret_fields = SECRET_FIELDS | secrets
         self._entries: deque[_Entry] = deque()  # the newest first
         self.size = 0  # as of RFC 7541 §4.1
         self._limit = DEFAULT_TABLE
@@ -115,7 +116,7 @@ class Decoder:
         huffman, start, place = _string(data, place)
         raw = data[start:place]
         plain = name.strip().lower()
-        if name is UNKNOWN or plain in SECRET_FIELDS:
+        if name is UNKNOWN or plain in self._secret_fields:
             if raw:
                 what = "authorization" if name is UNKNOWN or plain.endswith("authorization") else "api-key"
                 block.secrets.append((start, place, what))

@@ -31,7 +31,7 @@ from appliance.dissect.mysql_frames import HEADER, is_turn
 from appliance.dissect.mysql_half import MAX_CREDENTIAL, Half, Mode, before_user
 from appliance.dissect.mysql_server import ServerSide
 from appliance.dissect.mysql_session import Shared
-from appliance.dissect.postgres_frames import LOST, Frame
+from appliance.dissect.sql_frames import LOST, Frame
 from appliance.model import Direction, Message, Redaction
 
 MAX_FLAWS = 16  # packets in a row that don't fit

@@ -17,11 +17,9 @@ from appliance.dissect.mysql_frames import HEADER, NAMES, UNANSWERED
 from appliance.dissect.mysql_session import LAST, MAX_LONG, Request, Shared, Statement
 from appliance.dissect.mysql_types import lenenc, readable
 from appliance.dissect.mysql_values import attributes, bulk, values
-from appliance.dissect.postgres_client import MAX_BRIEF, MAX_REPEATED
-from appliance.dissect.postgres_copy import Copy
-from appliance.dissect.postgres_frames import Frame
-from appliance.dissect.postgres_session import Repeats
-from appliance.dissect.postgres_types import text
+from appliance.dissect.sql_copy import Copy
+from appliance.dissect.sql_frames import Frame, of_client
+from appliance.dissect.sql_text import MAX_BRIEF, MAX_REPEATED, Repeats, text
 from appliance.dissect.table import NULL, with_values
 from appliance.model import Direction, Message
 
@@ -61,7 +59,7 @@ class ClientSide:
         if len(body) == 32 and not frame.cut:
             flags = fields.capabilities(body)
             if flags & session.SSL:
-                out.append(_said("negotiate", frame, "tls", {"encryption": "tls"}))
+                out.append(of_client("negotiate", frame, "tls", {"encryption": "tls"}))
                 return True
         said = fields.response(body, "utf-8")
         shared.capabilities = said.capabilities & shared.offered
@@ -77,14 +75,14 @@ class ClientSide:
         attrs = {"method": method}
         if frame.body == _ASKS_KEY.get(method):
             attrs["step"] = "key"
-            out.append(_said("authentication", frame, f"{method} key", attrs, (), shared.asked))
+            out.append(of_client("authentication", frame, f"{method} key", attrs, (), shared.asked))
             return
         flags: tuple[str, ...] = ()
         if frame.end - frame.start > HEADER:
             flags = ("redacted",)
             if not frame.cut:
                 self.secrets.append((frame.start + HEADER, frame.end))
-        out.append(_said("authentication", frame, method, attrs, flags, shared.asked))
+        out.append(of_client("authentication", frame, method, attrs, flags, shared.asked))
 
     def _log_in(self, kind: str, frame: Frame, said: fields.Response, out: list[Any]) -> None:
         shared = self._shared
@@ -103,7 +101,7 @@ class ClientSide:
             flags = ("redacted",)
         shown = {"user": said.user, "database": said.database, **said.attributes}
         text = " ".join(f"{name}={value}" for name, value in shown.items() if value)
-        out.append(_said(kind, frame, text, attrs, flags))
+        out.append(of_client(kind, frame, text, attrs, flags))
 
     # -- a file ----------------------------------------------------------------------------------------------------
 
@@ -120,7 +118,7 @@ class ClientSide:
             return True
         out += copy.flush(shared.codec, last=True)
         attrs = {"format": copy.form, "bytes": copy.bytes}
-        out.append(_said("copy-done", frame, "", attrs, (), copy.reply_to))
+        out.append(of_client("copy-done", frame, "", attrs, (), copy.reply_to))
         self._copy = shared.file = None
         return False
 
@@ -159,13 +157,13 @@ class ClientSide:
         attrs: dict[str, Any] = {"sql": sql, "parameters": [], "prepared": None}
         if named:
             attrs["attributes"] = named
-        out.append(_said("query", frame, sql, attrs, () if whole else ("undecoded",)))
+        out.append(of_client("query", frame, sql, attrs, () if whole else ("undecoded",)))
 
     def _prepare(self, frame: Frame, out: list[Any]) -> None:
         sql = text(frame.body[1:], self._shared.codec)
         statement = self._shared.prepared = Statement(sql, len(frame.body))
         self._push(frames.STMT_PREPARE, frame, statement)
-        out.append(_said("prepare", frame, sql, {"sql": sql}))
+        out.append(of_client("prepare", frame, sql, {"sql": sql}))
 
     def _execute(self, frame: Frame, out: list[Any]) -> None:
         shared, body = self._shared, frame.body
@@ -240,7 +238,7 @@ class ClientSide:
             rows = ("\t".join([NULL if cell is None else cell for cell in row]) for row in attrs["batch"])
             shown = "\n".join([shown, *rows])
         attrs = {"sql": sql, "parameters": parameters, "prepared": name, **attrs}
-        out.append(_said("query", frame, shown, attrs, flags))
+        out.append(of_client("query", frame, shown, attrs, flags))
 
     def _long_data(self, frame: Frame, out: list[Any]) -> None:
         number, parameter = struct.unpack_from("<IH", frame.body, 1)
@@ -252,7 +250,7 @@ class ClientSide:
             statement.long.setdefault(parameter, bytearray()).extend(data[:room])
             statement.long_size += min(len(data), room)
         attrs = {"prepared": str(number), "parameter": parameter, "bytes": frame.end - frame.start - HEADER - 7}
-        out.append(_said("bind", frame, readable(data), attrs, flags))
+        out.append(of_client("bind", frame, readable(data), attrs, flags))
 
     def _close(self, frame: Frame, out: list[Any]) -> None:
         self._command(frame, out)
@@ -269,7 +267,7 @@ class ClientSide:
         number, limit = struct.unpack_from("<II", frame.body, 1)
         self._push(frames.STMT_FETCH, frame, self._shared.statement(number))
         attrs = {"command": "STMT_FETCH", "prepared": str(number), "limit": limit}
-        out.append(_said("command", frame, f"STMT_FETCH {number} {limit}", attrs))
+        out.append(of_client("command", frame, f"STMT_FETCH {number} {limit}", attrs))
 
     def _change_user(self, frame: Frame, out: list[Any]) -> None:
         shared = self._shared
@@ -280,14 +278,14 @@ class ClientSide:
         except (ValueError, IndexError, struct.error):
             self.secrets.append((frame.start + HEADER + 1, frame.end))
             attrs: dict[str, Any] = {"user": "", "database": "", "method": ""}
-            out.append(_said("change-user", frame, "", attrs, ("malformed", "redacted")))
+            out.append(of_client("change-user", frame, "", attrs, ("malformed", "redacted")))
             return
         shared.collation = said.collation or shared.collation
         shared.forget()
         self._log_in("change-user", frame, said, out)
 
     def _quit(self, frame: Frame, out: list[Any]) -> None:
-        out.append(_said("terminate", frame, "", {}))
+        out.append(of_client("terminate", frame, "", {}))
 
     def _binlog(self, frame: Frame, out: list[Any]) -> None:
         body = frame.body
@@ -301,7 +299,7 @@ class ClientSide:
             (position,) = struct.unpack_from("<Q", body, 11 + size)
         attrs = {"file": text(name, self._shared.codec), "position": position, "server_id": server}
         self._push(body[0], frame)
-        out.append(_said("replication", frame, f"{attrs['file']} {position}", attrs))
+        out.append(of_client("replication", frame, f"{attrs['file']} {position}", attrs))
 
     def _command(self, frame: Frame, out: list[Any]) -> None:
         body = frame.body
@@ -328,7 +326,7 @@ class ClientSide:
         elif command == frames.RESET_CONNECTION:
             self._shared.forget()
         self._push(command, frame)
-        out.append(_said("command", frame, said, attrs))
+        out.append(of_client("command", frame, said, attrs))
 
     _READERS: ClassVar[dict[int, Callable[["ClientSide", Frame, list[Any]], None]]] = {
         frames.QUERY: _query,
@@ -344,18 +342,3 @@ class ClientSide:
         frames.BINLOG_DUMP: _binlog,
         frames.BINLOG_DUMP_GTID: _binlog,
     }
-
-
-def _said(
-    kind: str,
-    frame: Frame,
-    text: str,
-    attrs: dict[str, Any],
-    flags: tuple[str, ...] = (),
-    reply_to: int | None = None,
-) -> Message:
-    if frame.cut and "truncated" not in flags:
-        flags = (*flags, "truncated")
-    return Message(
-        Direction.CLIENT, kind, frame.ts_ns, frame.start, frame.end, text, attrs, reply_to, flags, frame.end_ns
-    )

@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from appliance.dissect.mysql_types import Kind, string, type_name
-from appliance.dissect.postgres_columns import MAX_DESCRIBED, OVERHEAD, WEIGHT
-from appliance.dissect.postgres_types import text
+from appliance.dissect.sql_text import text
+from appliance.dissect.table import MAX_DESCRIBED, OVERHEAD, WEIGHT
 
 MAX_COLUMNS = 4096  # of a result; the server's own maximum
 MAX_REMEMBERED = 512  # bytes of a definition that is remembered: it comes again with every execution

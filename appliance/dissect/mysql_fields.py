@@ -13,7 +13,7 @@ from appliance.dissect import mysql_session as session
 from appliance.dissect.mysql_frames import HEADER
 from appliance.dissect.mysql_half import SSL_REQUEST
 from appliance.dissect.mysql_types import lenenc, string
-from appliance.dissect.postgres_types import text
+from appliance.dissect.sql_text import text
 
 OK, ERR, EOF, LOCAL_FILE, MORE_DATA = 0x00, 0xFF, 0xFE, 0xFB, 0x01
 PROGRESS = 0xFFFF  # "error" of MariaDB that only tells how far a statement is

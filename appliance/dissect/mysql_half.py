@@ -17,11 +17,9 @@ from enum import Enum
 from msgspec.structs import replace
 
 from appliance.dissect.mysql_frames import CHANGE_USER, FULL, HEADER, WORD, search_client, search_server
-from appliance.dissect.postgres_frames import FRAGMENT, LOST, Frame
+from appliance.dissect.sql_frames import FRAGMENT, Frame
+from appliance.dissect.sql_half import MAX_MESSAGE, MAX_SEARCH, Reader
 
-MAX_MESSAGE = 1 << 20  # bytes of a message that are buffered and dissected
-MAX_SEARCH = 1 << 20  # bytes searched after a gap before giving up
-MAX_REDACTED = 1 << 18  # bytes of one direction redacted at most: redaction must not become a place to hide
 MAX_CREDENTIAL = 65535  # of an authentication response
 MAX_REST = 512  # bytes behind a gap that may be the rest of a COM_CHANGE_USER
 SSL_REQUEST = 32  # bytes behind the header: a response without a user name
@@ -40,32 +38,20 @@ def before_user(packet: bytes | bytearray) -> int:
     return _FIXED if len(packet) > 5 and packet[5] & _PROTOCOL_41 else _FIXED_OLD
 
 
-class Half:
+class Half(Reader):
     """One direction. `feed`, then take frames by `next` or `all`; `read` is both for whole packets."""
 
     def __init__(self, offset: int, *, client: bool) -> None:
+        super().__init__(offset)
         self.mode = Mode.PACKETS
-        self.secrets: list[tuple[int, int]] = []
         self.login = client  # the client's first packets are still to come
         self.content = False  # packets hold a file
         self.unsure = False  # the next bytes may be something else: TLS, or the rest of a packet
         self._client = client
-        self._offset = offset  # of the first byte of _buffer
-        self._buffer = bytearray()
-        self._ts_ns = 0  # arrival of the first byte of _buffer
-        self._now_ns = 0
-        self._need = HEADER  # bytes that _buffer must have before there is anything to do
-        self._skip = 0  # bytes that still belong to the present packet of _head
-        self._more = False  # another packet continues it
+        self._need = HEADER
+        self._more = False  # another packet continues the present one of _head
         self._hidden = False  # _head is of a credential
-        self._head: Frame | None = None  # a message that is not buffered to its end
-        self._ready: list[Frame] = []
-        self._searched = 0
         self._rest = 0  # bytes passed over that may still be the rest of a credential
-        self._lost_from = offset  # first byte passed over while SEARCHING
-        self._lost_ns = 0
-        self._budget = MAX_REDACTED
-        self._tainted = False  # degraded within a credential: what follows is redacted too
 
     # -- input -----------------------------------------------------------------------------------------------------
 
@@ -79,9 +65,7 @@ class Half:
             else:
                 data = self._continue(data)
         if self.mode is Mode.IGNORED:
-            if self._tainted:
-                self.redact(self._offset, self._offset + len(data))
-            self._offset += len(data)
+            self._ignored(data)
         elif data:
             if not self._buffer:
                 self._ts_ns = ts_ns
@@ -146,15 +130,6 @@ class Half:
     # -- output ----------------------------------------------------------------------------------------------------
 
     @property
-    def received(self) -> int:
-        return self._offset + len(self._buffer)
-
-    @property
-    def held(self) -> int:
-        """Bytes in memory."""
-        return len(self._buffer) + (len(self._head.body) if self._head is not None else 0)
-
-    @property
     def inside(self) -> bool:
         """Whether what comes next may be the rest of a credential."""
         if self._head is not None:
@@ -165,21 +140,6 @@ class Half:
         if self.mode is Mode.SEARCHING or size < HEADER:
             return self._client
         return self._sensitive(WORD.unpack_from(self._buffer)[0] & FULL)
-
-    def rest(self) -> bytes:
-        """Bytes that came and were not read."""
-        return bytes(self._buffer)
-
-    def settled(self) -> int:
-        """Offset before which no byte will be redacted any more."""
-        return self._offset + self._harmless()
-
-    def redact(self, start: int, end: int) -> None:
-        """These bytes are a credential; `MAX_REDACTED` in all."""
-        size = min(end - start, self._budget)
-        if size > 0:
-            self._budget -= size
-            self.secrets.append((start, start + size))
 
     def next(self) -> Frame | None:
         """The next frame, if one is complete."""
@@ -252,10 +212,6 @@ class Half:
         self._head, self._skip = None, 0
 
     # -- inside ----------------------------------------------------------------------------------------------------
-
-    def _take(self) -> list[Frame]:
-        ready, self._ready = self._ready, []
-        return ready
 
     def _whole(self, data: bytes, frames: list[Frame]) -> int:
         """Cut whole packets off the start of `data`, which begins at the present offset; returns where they end."""
@@ -361,8 +317,7 @@ class Half:
 
     def _finish_skip(self) -> None:
         if not self._skip and not self._more and self._head is not None:
-            self._ready.append(replace(self._head, end_ns=self._now_ns))
-            self._head = None
+            self._come_whole()
             self._need = HEADER
 
     # -- behind a gap ----------------------------------------------------------------------------------------------
@@ -386,12 +341,4 @@ class Half:
         hidden = min(self._rest, size)
         self.redact(self._offset, self._offset + hidden)
         self._rest -= hidden
-        self._searched += size
-        self._offset += size
-        del self._buffer[:size]
-        self._ts_ns = self._now_ns
-
-    def _found(self) -> None:
-        if self._offset > self._lost_from:
-            self._ready.append(Frame(LOST, b"", self._lost_from, self._offset, self._lost_ns, self._now_ns, True))
-            self._lost_from = self._offset
+        self._pass_by(size)

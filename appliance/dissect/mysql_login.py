@@ -11,9 +11,9 @@ from appliance.dissect import mysql_fields as fields
 from appliance.dissect import mysql_session as session
 from appliance.dissect.mysql_fields import EOF, MORE_DATA, OK, Ok
 from appliance.dissect.mysql_session import Shared
-from appliance.dissect.postgres_frames import Frame
-from appliance.dissect.postgres_types import text
-from appliance.model import Direction, Message
+from appliance.dissect.sql_frames import Frame, of_server
+from appliance.dissect.sql_text import text
+from appliance.model import Message
 
 _STEPS: Final = {b"\x03": "fast", b"\x04": "full"}
 _MAX_PROMPT = 256  # bytes of what a server asks a person
@@ -28,7 +28,7 @@ def greeting(frame: Frame, shared: Shared) -> Message:
     shared.attrs["server_version"] = said.version
     shared.attrs["connection"] = said.connection
     attrs = {"server_version": said.version, "connection": said.connection, "method": said.plugin}
-    return told("greeting", frame, said.version, attrs)
+    return of_server("greeting", frame, said.version, attrs)
 
 
 def step(frame: Frame, shared: Shared, started: int | None) -> Message | Ok:
@@ -53,20 +53,4 @@ def step(frame: Frame, shared: Shared, started: int | None) -> Message | Ok:
         shown = text(body[:_MAX_PROMPT].strip(b"\0\2\3\4"), shared.codec)
     shared.asked = frame.start
     attrs = {"method": shared.plugin, **attrs}
-    return told("authentication", frame, f"{shared.plugin} {shown}".rstrip(), attrs, started)
-
-
-def told(
-    kind: str,
-    frame: Frame,
-    text: str,
-    attrs: dict[str, Any],
-    reply_to: int | None = None,
-    flags: tuple[str, ...] = (),
-) -> Message:
-    """A message of the server."""
-    if frame.cut and "truncated" not in flags:
-        flags = (*flags, "truncated")
-    return Message(
-        Direction.SERVER, kind, frame.ts_ns, frame.start, frame.end, text, attrs, reply_to, flags, frame.end_ns
-    )
+    return of_server("authentication", frame, f"{shared.plugin} {shown}".rstrip(), attrs, started)

@@ -11,11 +11,9 @@ import msgspec
 from appliance.dissect.mysql_charsets import codec
 from appliance.dissect.mysql_columns import Columns
 from appliance.dissect.mysql_types import Kind, decoder, is_bytes, lenenc, shown_bytes
-from appliance.dissect.postgres_columns import WEIGHT
-from appliance.dissect.postgres_frames import Frame
-from appliance.dissect.postgres_session import Repeats
-from appliance.dissect.postgres_types import hexadecimal
-from appliance.dissect.table import Batch
+from appliance.dissect.sql_frames import Frame
+from appliance.dissect.sql_text import Repeats, hexadecimal
+from appliance.dissect.table import WEIGHT, Batch
 from appliance.model import Message
 
 _NULL = 0xFB

@@ -24,16 +24,13 @@ from appliance.dissect.mysql_charsets import collation
 from appliance.dissect.mysql_columns import MAX_COLUMNS, NOTHING, Column, column, columns
 from appliance.dissect.mysql_fields import EOF, ERR, LOCAL_FILE, MORE_RESULTS, OK, Ok
 from appliance.dissect.mysql_frames import FULL, HEADER
-from appliance.dissect.mysql_login import told
 from appliance.dissect.mysql_rows import Result
 from appliance.dissect.mysql_session import Request, Shared
 from appliance.dissect.mysql_types import lenenc
-from appliance.dissect.postgres_columns import WEIGHT
-from appliance.dissect.postgres_copy import Copy
-from appliance.dissect.postgres_frames import Frame
-from appliance.dissect.postgres_session import Repeats
-from appliance.dissect.postgres_types import text
-from appliance.dissect.table import within
+from appliance.dissect.sql_copy import Copy
+from appliance.dissect.sql_frames import Frame, of_server
+from appliance.dissect.sql_text import Repeats, text
+from appliance.dissect.table import WEIGHT, within
 from appliance.model import Direction, Message
 
 _BINARY: Final = frozenset({frames.STMT_EXECUTE, frames.STMT_FETCH, frames.STMT_BULK_EXECUTE})
@@ -150,7 +147,7 @@ class ServerSide:
         shared = self._shared
         self._changed(accepted)
         attrs = {"method": shared.plugin, **self._told(accepted)}
-        out.append(told("authenticated", frame, shared.plugin, attrs, started))
+        out.append(of_server("authenticated", frame, shared.plugin, attrs, started))
         if self.state is State.FIRST:
             shared.done()
         self.state = State.FIRST
@@ -171,7 +168,9 @@ class ServerSide:
             self._prepared(frame, request, out)
         elif command == frames.STATISTICS:
             shown = text(body, self._shared.codec)
-            out.append(told("result", frame, shown, {"tag": shown, "affected": None, "rows": 0, "columns": []}, start))
+            out.append(
+                of_server("result", frame, shown, {"tag": shown, "affected": None, "rows": 0, "columns": []}, start)
+            )
             self._finished()
         elif command in _STREAMS:
             self._copy = Copy(Direction.SERVER, "replication", start)
@@ -192,7 +191,7 @@ class ServerSide:
         elif first == LOCAL_FILE and command == frames.QUERY and len(body) > 1:
             name = text(body[1:], self._shared.codec)
             attrs = {"copy": "in", "format": "text", "columns": 0, "file": name}
-            out.append(told("copy-start", frame, name, attrs, start))
+            out.append(of_server("copy-start", frame, name, attrs, start))
             if request is not None:
                 self._shared.file = frame.start
         elif command in _PLAIN:
@@ -293,7 +292,7 @@ class ServerSide:
             if request.command == frames.STMT_FETCH:
                 start = result.reply_to
         flags = () if whole else ("truncated",)
-        out.append(told("result", frame, f"{counted} {said.info}".rstrip(), attrs, start, flags))
+        out.append(of_server("result", frame, f"{counted} {said.info}".rstrip(), attrs, start, flags))
         self._result = None
         if said.status & MORE_RESULTS:
             self.state = State.FIRST
@@ -334,12 +333,12 @@ class ServerSide:
         if said.code == fields.PROGRESS:
             attrs = fields.progress(frame.body, shared.codec)
             shown = f"{attrs['stage']}/{attrs['stages']} {attrs['percent']}% {attrs['info']}"
-            out.append(told("notice", frame, shown, attrs, start))
+            out.append(of_server("notice", frame, shown, attrs, start))
             return
         state = f" ({said.sqlstate})" if said.sqlstate else ""
         shown = f"ERROR {said.code}{state}: {said.message}"
         attrs = {"severity": "ERROR", "code": said.code, "sqlstate": said.sqlstate, "message": said.message}
-        out.append(told("error", frame, shown, attrs, start))
+        out.append(of_server("error", frame, shown, attrs, start))
         if self.state is State.GREETING or self.state is State.LOGIN:
             return
         shared.file = None
@@ -356,7 +355,7 @@ class ServerSide:
             statement.name, statement.parameters = str(number), parameters
             self._shared.define(number, statement)
         attrs = {"prepared": str(number), "parameters": parameters, "columns": count}
-        out.append(told("prepared", frame, str(number), attrs, request.start))
+        out.append(of_server("prepared", frame, str(number), attrs, request.start))
         self._parameters, self._left, self._columns = parameters, parameters + count, []
         self.state = State.PREPARED
         if not self._left:

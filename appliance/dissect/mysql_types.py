@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from appliance.dissect.mysql_charsets import BINARY, codec
-from appliance.dissect.postgres_types import hexadecimal, text
+from appliance.dissect.sql_text import hexadecimal, text
 
 Decoder = Callable[[bytes, int], tuple[str, int]]  # (bytes, place) -> text and the place behind; raises
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from appliance.dissect.mysql_charsets import BINARY
 from appliance.dissect.mysql_types import UNSIGNED, Kind, decoder, lenenc, readable, string
-from appliance.dissect.postgres_types import hexadecimal, text
+from appliance.dissect.sql_text import hexadecimal, text
 
 MAX_PARAMETERS = 65535  # of a statement; the server's own maximum
 MAX_BULK = 100  # rows of a bulk execution that a message shows

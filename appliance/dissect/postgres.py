@@ -31,20 +31,18 @@ from appliance.dissect.postgres_fields import GSS, SSL
 from appliance.dissect.postgres_frames import (
     CANCEL,
     CLIENT_TYPES,
-    FRAGMENT,
     HEADER,
     INSANE,
-    LOST,
     MAX_CREDENTIAL,
     SERVER_TYPES,
     STARTUP_PACKET,
-    Frame,
     sane,
 )
 from appliance.dissect.postgres_half import Half, Mode
 from appliance.dissect.postgres_requests import Request, Step
 from appliance.dissect.postgres_server import ServerSide
 from appliance.dissect.postgres_session import Shared
+from appliance.dissect.sql_frames import FRAGMENT, LOST, Frame
 from appliance.model import Direction, Message, Redaction
 
 END: Final = 1 << 62  # behind every offset

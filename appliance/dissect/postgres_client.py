@@ -11,16 +11,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from appliance.dissect import postgres_fields as fields
-from appliance.dissect.postgres_copy import Copy
-from appliance.dissect.postgres_frames import HEADER, Frame
+from appliance.dissect.postgres_frames import HEADER
 from appliance.dissect.postgres_requests import Bound, Portal, Request, Shape, Statement, Step
-from appliance.dissect.postgres_session import Repeats, Shared
+from appliance.dissect.postgres_session import Shared
 from appliance.dissect.postgres_types import type_name, value
+from appliance.dissect.sql_copy import Copy
+from appliance.dissect.sql_frames import Frame, of_client
+from appliance.dissect.sql_text import MAX_BRIEF, MAX_REPEATED, Repeats
 from appliance.dissect.table import with_values
 from appliance.model import Direction, Message
-
-MAX_REPEATED = 16384  # characters of SQL, and bytes of bind values, that every Execute of them repeats
-MAX_BRIEF = 256  # characters of SQL that every Execute repeats in any case, see `Repeats`
 
 
 class ClientSide:
@@ -73,7 +72,7 @@ class ClientSide:
     def _query(self, frame: Frame, out: list[Any]) -> None:
         sql, _ = fields.cstring(frame.body, 0, self._shared.codec, frame.cut)
         self._push(Step.QUERY, frame)
-        out.append(_said("query", frame, sql, {"sql": sql, "parameters": [], "prepared": None}))
+        out.append(of_client("query", frame, sql, {"sql": sql, "parameters": [], "prepared": None}))
 
     def _parse(self, frame: Frame, out: list[Any]) -> None:
         codec = self._shared.codec
@@ -85,7 +84,7 @@ class ClientSide:
         undo = (name, before) if name else None  # the unnamed one is replaced by the next Parse in any case
         self._shared.requests.push(Request(Step.PARSE, frame.start, weight, undo=undo))
         attrs = {"name": name, "sql": sql, "types": [type_name(oid) for oid in types]}
-        out.append(_said("prepare", frame, sql, attrs))
+        out.append(of_client("prepare", frame, sql, attrs))
 
     def _bind(self, frame: Frame, out: list[Any]) -> None:
         codec = self._shared.codec
@@ -209,7 +208,7 @@ class ClientSide:
         if not call.complete:
             flags += ("truncated",)
         attrs = {"function": call.function, "arguments": arguments}
-        out.append(_said("call", frame, with_values(f"function {call.function}", arguments), attrs, flags))
+        out.append(of_client("call", frame, with_values(f"function {call.function}", arguments), attrs, flags))
 
     # -- COPY ------------------------------------------------------------------------------------------------------
 
@@ -220,13 +219,15 @@ class ClientSide:
 
     def _copy_done(self, frame: Frame, out: list[Any]) -> None:
         copy = self._copying()
-        out.append(_said("copy-done", frame, "", {"format": copy.form, "bytes": copy.bytes}, reply_to=copy.reply_to))
+        out.append(
+            of_client("copy-done", frame, "", {"format": copy.form, "bytes": copy.bytes}, reply_to=copy.reply_to)
+        )
         self._copy = self._shared.copy_in = None
 
     def _copy_fail(self, frame: Frame, out: list[Any]) -> None:
         copy = self._copying()
         reason, _ = fields.cstring(frame.body, 0, self._shared.codec, frame.cut)
-        out.append(_said("copy-fail", frame, reason, {"reason": reason}, reply_to=copy.reply_to))
+        out.append(of_client("copy-fail", frame, reason, {"reason": reason}, reply_to=copy.reply_to))
         self._copy = self._shared.copy_in = None
 
     def _copying(self) -> Copy:
@@ -257,10 +258,10 @@ class ClientSide:
         shared.attrs.setdefault("auth", method)
         if mechanism:
             shared.attrs["auth"] = method
-        out.append(_said("authentication", frame, method, {"method": method}, flags, shared.asked))
+        out.append(of_client("authentication", frame, method, {"method": method}, flags, shared.asked))
 
     def _terminate(self, frame: Frame, out: list[Any]) -> None:
-        out.append(_said("terminate", frame, "", {}))
+        out.append(of_client("terminate", frame, "", {}))
 
     def _push(self, step: Step, frame: Frame, portal: Portal | None = None, shape: Shape | None = None) -> None:
         start = frame.start if step in (Step.QUERY, Step.BIND) else None
@@ -298,18 +299,3 @@ class ClientSide:
         0x70: _password,
         0x58: _terminate,
     }
-
-
-def _said(
-    kind: str,
-    frame: Frame,
-    text: str,
-    attrs: dict[str, Any],
-    flags: tuple[str, ...] = (),
-    reply_to: int | None = None,
-) -> Message:
-    if frame.cut and "truncated" not in flags:
-        flags = (*flags, "truncated")
-    return Message(
-        Direction.CLIENT, kind, frame.ts_ns, frame.start, frame.end, text, attrs, reply_to, flags, frame.end_ns
-    )

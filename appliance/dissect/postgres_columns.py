@@ -4,13 +4,12 @@ import struct
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from appliance.dissect.postgres_types import text, type_name
+from appliance.dissect.postgres_types import type_name
+from appliance.dissect.sql_text import text
+from appliance.dissect.table import MAX_DESCRIBED, OVERHEAD, WEIGHT
 
 MAX_COLUMNS = 1664  # of a result; the server's MaxTupleAttributeNumber
-MAX_DESCRIBED = 16384  # characters of column names that every message of a result repeats
 MAX_REMEMBERED = 1024  # bytes of a RowDescription that is remembered: it comes again with every execution
-OVERHEAD = 32  # characters of a column's description beside its name
-WEIGHT = 280  # bytes in memory of one column, about
 
 _U16 = struct.Struct("!H")
 _COLUMN = struct.Struct("!IhIhih")  # table, attribute, type, its size, its modifier, format

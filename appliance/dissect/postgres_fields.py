@@ -11,15 +11,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from appliance.dissect import Match
-from appliance.dissect.postgres_frames import (
-    CANCEL,
-    CLIENT_TYPES,
-    HEADER,
-    MAX_STARTUP,
-    SERVER_TYPES,
-    sane,
-)
-from appliance.dissect.postgres_types import text
+from appliance.dissect.postgres_frames import CANCEL, CLIENT_TYPES, HEADER, MAX_STARTUP, SERVER_TYPES, sane
+from appliance.dissect.sql_text import text
 
 SSL: Final = struct.pack("!I", 80877103)
 GSS: Final = struct.pack("!I", 80877104)

@@ -1,4 +1,4 @@
-"""The protocol messages of PostgreSQL: what a `Frame` is, which headers can be true, where to go on behind a gap.
+"""The protocol messages of PostgreSQL: which headers can be true, where to go on behind a gap.
 
 It knows the layout of messages, not their meaning (PostgreSQL 18 documentation, 54.7 "Message Formats"). Its limits of
 size are those that the server's src/backend/tcop/postgres.c and libpq's fe-protocol3.c enforce: what they accept is
@@ -9,8 +9,6 @@ accepted, and what makes them close the connection ends the dissection. A direct
 import re
 import struct
 from typing import Final
-
-import msgspec
 
 MAX_LENGTH = (1 << 30) - 1  # of a message: the server's own maximum
 MAX_SHORT = 30000  # of a message that has no reason to be long
@@ -28,22 +26,9 @@ _PLACES: Final = {
 }
 
 
-class Frame(msgspec.Struct, frozen=True, gc=False):
-    """A protocol message. `kind` is its type byte, or one of the negative numbers below."""
-
-    kind: int
-    body: bytes  # behind the length; only a part of it if `cut`
-    start: int
-    end: int
-    ts_ns: int
-    end_ns: int
-    cut: bool = False
-
-
+# Kinds of frames beside the type bytes.
 STARTUP_PACKET = -1  # body: code and the rest
-FRAGMENT = -2  # the stream ended, or lost bytes, within a header
 INSANE = -3  # a header whose length cannot be; nothing is read behind it
-LOST = -4  # bytes behind a gap that were passed over
 
 
 def limit(kind: int, known: bytes) -> int:

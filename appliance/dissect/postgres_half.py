@@ -23,24 +23,19 @@ from msgspec.structs import replace
 
 from appliance.dissect.postgres_frames import (
     CANCEL,
-    FRAGMENT,
     HEADER,
     HEADER_LAYOUT,
     INSANE,
-    LOST,
     MAX_CREDENTIAL,
     MAX_SHORT,
     MAX_STARTUP,
     STARTUP_PACKET,
-    Frame,
     limit,
     sane,
     search,
 )
-
-MAX_MESSAGE = 1 << 20  # bytes of a message that are buffered and dissected
-MAX_SEARCH = 1 << 20  # bytes searched after a gap before giving up
-MAX_REDACTED = 1 << 18  # bytes of one direction redacted at most: redaction must not become a place to hide
+from appliance.dissect.sql_frames import FRAGMENT, Frame
+from appliance.dissect.sql_half import MAX_MESSAGE, MAX_SEARCH, Reader
 
 
 class Mode(Enum):
@@ -51,28 +46,15 @@ class Mode(Enum):
     IGNORED = 4
 
 
-class Half:
+class Half(Reader):
     """One direction. `feed`, then take every frame that `startup`, `answer` or `typed` gives for its present `mode`."""
 
     def __init__(self, offset: int, mode: Mode, known: bytes, sensitive: Mapping[int, int]) -> None:
+        super().__init__(offset)
         self.mode = mode
-        self.secrets: list[tuple[int, int]] = []
         self.released: int | None = None  # offset from which on no credential comes
         self._known = known
         self._sensitive = dict(sensitive)
-        self._offset = offset  # of the first byte of _buffer
-        self._buffer = bytearray()
-        self._ts_ns = 0  # arrival of the first byte of _buffer
-        self._now_ns = 0
-        self._need = 0  # bytes that _buffer must have before there is anything to do
-        self._skip = 0  # bytes that still belong to _head
-        self._head: Frame | None = None  # a message that is not buffered to its end
-        self._ready: list[Frame] = []
-        self._searched = 0
-        self._lost_from = offset  # first byte passed over while SEARCHING
-        self._lost_ns = 0
-        self._budget = MAX_REDACTED
-        self._tainted = False  # degraded within a credential: what follows is redacted too
 
     # -- input -----------------------------------------------------------------------------------------------------
 
@@ -83,9 +65,7 @@ class Half:
             self._pass(passed)
             data = data[passed:]
         if self.mode is Mode.IGNORED:
-            if self._tainted:
-                self.redact(self._offset, self._offset + len(data))
-            self._offset += len(data)
+            self._ignored(data)
         elif data:
             if not self._buffer:
                 self._ts_ns = ts_ns
@@ -136,10 +116,6 @@ class Half:
     # -- output ----------------------------------------------------------------------------------------------------
 
     @property
-    def received(self) -> int:
-        return self._offset + len(self._buffer)
-
-    @property
     def first(self) -> int | None:
         """The first byte that was not read yet."""
         return self._buffer[0] if self._buffer else None
@@ -149,22 +125,11 @@ class Half:
         """Bytes in memory."""
         return len(self._buffer) + (len(self._head.body) if self._head is not None else 0)
 
-    def rest(self) -> bytes:
-        """Bytes that came and were not read."""
-        return bytes(self._buffer)
-
-    def settled(self) -> int:
-        """Offset before which no byte will be redacted any more."""
-        return self._offset + self._harmless()
-
     def redact(self, start: int, end: int) -> None:
         """These bytes are a credential, as far as they came before the release; `MAX_REDACTED` in all."""
         if self.released is not None:
             end = min(end, self.released)
-        size = min(end - start, self._budget)
-        if size > 0:
-            self._budget -= size
-            self.secrets.append((start, start + size))
+        super().redact(start, end)
 
     def startup(self) -> Frame | None:
         """The next packet without a type, or INSANE; None: more bytes are needed."""
@@ -279,10 +244,6 @@ class Half:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _take(self) -> list[Frame]:
-        ready, self._ready = self._ready, []
-        return ready
-
     def _cut_off(self, kind: int, length: int, header: int) -> Frame:
         body = bytes(self._buffer[header:length])
         frame = Frame(kind, body, self._offset, self._offset + length, self._ts_ns, self._now_ns)
@@ -354,9 +315,8 @@ class Half:
         self._finish_skip()
 
     def _finish_skip(self) -> None:
-        if not self._skip and self._head is not None:
-            self._ready.append(replace(self._head, end_ns=self._now_ns))
-            self._head = None
+        if not self._skip:
+            self._come_whole()
 
     # -- behind a gap ----------------------------------------------------------------------------------------------
 
@@ -377,13 +337,4 @@ class Half:
 
     def _pass_over(self, size: int) -> None:
         self.redact(self._offset, self._offset + size)
-        self._searched += size
-        self._offset += size
-        del self._buffer[:size]
-        self._ts_ns = self._now_ns
-
-    def _found(self) -> None:
-        if self._offset > self._lost_from:
-            self._ready.append(
-                Frame(LOST, b"", self._lost_from, self._offset, self._lost_ns or self._now_ns, self._now_ns, True)
-            )
+        self._pass_by(size)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from appliance.dissect.postgres_columns import WEIGHT, Columns
+from appliance.dissect.postgres_columns import Columns
 from appliance.dissect.postgres_fields import is_binary
-from appliance.dissect.postgres_frames import Frame
-from appliance.dissect.postgres_session import Repeats
-from appliance.dissect.postgres_types import hexadecimal, text, value
-from appliance.dissect.table import Batch
+from appliance.dissect.postgres_types import value
+from appliance.dissect.sql_frames import Frame
+from appliance.dissect.sql_text import Repeats, hexadecimal, text
+from appliance.dissect.table import WEIGHT, Batch
 from appliance.model import Message
 
 _NONE = 0xFFFFFFFF

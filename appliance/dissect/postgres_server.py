@@ -13,12 +13,12 @@ import msgspec
 
 from appliance.dissect import postgres_fields as fields
 from appliance.dissect.postgres_columns import NOTHING, columns
-from appliance.dissect.postgres_copy import Copy
-from appliance.dissect.postgres_frames import Frame
 from appliance.dissect.postgres_requests import Step
 from appliance.dissect.postgres_rows import Result
-from appliance.dissect.postgres_session import Repeats, Shared
-from appliance.dissect.postgres_types import hexadecimal, text
+from appliance.dissect.postgres_session import Shared
+from appliance.dissect.sql_copy import Copy
+from appliance.dissect.sql_frames import Frame, of_server
+from appliance.dissect.sql_text import Repeats, hexadecimal, text
 from appliance.dissect.table import within
 from appliance.model import Direction, Message
 
@@ -97,7 +97,7 @@ class ServerSide:
             assert last is not None
             said = "\n".join(f"{name}={value}" for name, value in self._parameters.items())
             whole = msgspec.structs.replace(first, end=last.end, end_ns=last.end_ns)
-            out.append(_said("parameters", whole, said, {"parameters": dict(self._parameters)}))
+            out.append(of_server("parameters", whole, said, {"parameters": dict(self._parameters)}))
             self._parameters.clear()
             self._parameters_from = self._parameters_to = None
         if self._copy is not None and kind != _COPY_DATA:
@@ -114,7 +114,7 @@ class ServerSide:
             shared.authenticated = True
             shared.attrs.setdefault("auth", "none")  # trust, peer, cert: nothing was asked for
             method = shared.attrs["auth"]
-            out.append(_said("authenticated", frame, method, {"method": method}, started))
+            out.append(of_server("authenticated", frame, method, {"method": method}, started))
             return
         method = _ASKS.get(code) or _GOES_ON.get(code) or f"authentication {code}"
         attrs: dict[str, Any] = {"method": method}
@@ -125,14 +125,14 @@ class ServerSide:
             shared.attrs["auth"] = method
         shared.asked = frame.start
         said = " ".join([method, *attrs.get("mechanisms", [])])
-        out.append(_said("authentication", frame, said, attrs, started))
+        out.append(of_server("authentication", frame, said, attrs, started))
 
     def _negotiate_version(self, frame: Frame, out: list[Any]) -> None:
         version, count = struct.unpack_from("!II", frame.body)
         names = fields.strings(frame.body[8:], self._shared.codec)[:count]
         shown = f"{version >> 16}.{version & 0xFFFF}" if version >> 16 else f"3.{version}"
         self._shared.attrs["version"] = shown
-        out.append(_said("negotiate-version", frame, shown, {"version": shown, "unsupported": names}))
+        out.append(of_server("negotiate-version", frame, shown, {"version": shown, "unsupported": names}))
 
     def _parameter(self, frame: Frame, out: list[Any]) -> None:
         codec = self._shared.codec
@@ -148,7 +148,7 @@ class ServerSide:
     def _key(self, frame: Frame, out: list[Any]) -> None:
         (pid,) = struct.unpack_from("!I", frame.body)
         self._shared.attrs["pid"] = pid
-        out.append(_said("key", frame, f"pid {pid}", {"pid": pid}))
+        out.append(of_server("key", frame, f"pid {pid}", {"pid": pid}))
 
     def _ready(self, frame: Frame, out: list[Any]) -> None:
         shared = self._shared
@@ -161,7 +161,7 @@ class ServerSide:
         self._result = self._copy = None
         if status != self._transaction:
             self._transaction = status
-            out.append(_said("ready", frame, status, {"transaction": status}))
+            out.append(of_server("ready", frame, status, {"transaction": status}))
 
     # -- results ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class ServerSide:
         else:
             self._result = Result(described, None, request.start if request is not None else None, 0, self._repeats)
         if not whole:
-            out.append(_said("malformed", frame, "", {"type": "T"}, flags=("truncated",)))
+            out.append(of_server("malformed", frame, "", {"type": "T"}, flags=("truncated",)))
 
     def _no_data(self, frame: Frame, out: list[Any]) -> None:
         self._shared.requests.done(Step.DESCRIBE)
@@ -223,7 +223,7 @@ class ServerSide:
         if portal is not None:
             portal.fetched += attrs["rows"]
         start = request.start if request is not None else None
-        out.append(_said("result", frame, said, attrs, start, () if whole else ("truncated",)))
+        out.append(of_server("result", frame, said, attrs, start, () if whole else ("truncated",)))
 
     def _call_result(self, frame: Frame, out: list[Any]) -> None:
         request = self._shared.requests.expect(Step.FUNCTION)
@@ -235,7 +235,7 @@ class ServerSide:
             flags += ("truncated",)
         attrs = {"value": shown}
         start = request.start if request is not None else None
-        out.append(_said("result", frame, "NULL" if shown is None else shown, attrs, start, flags))
+        out.append(of_server("result", frame, "NULL" if shown is None else shown, attrs, start, flags))
 
     def _parsed(self, frame: Frame, out: list[Any]) -> None:
         self._shared.requests.done(Step.PARSE)
@@ -264,7 +264,7 @@ class ServerSide:
         form = "binary" if overall == 1 else "text"
         self._shared.copy_start = frame.start
         attrs = {"copy": way, "format": form, "columns": count}
-        out.append(_said("copy-start", frame, f"copy {way} {form}", attrs, self._answered()))
+        out.append(of_server("copy-start", frame, f"copy {way} {form}", attrs, self._answered()))
         return form
 
     def _answered(self) -> int | None:
@@ -281,7 +281,7 @@ class ServerSide:
         copy = self._copy
         if copy is not None:
             attrs = {"format": copy.form, "bytes": copy.bytes}
-            out.append(_said("copy-done", frame, "", attrs, copy.reply_to))
+            out.append(of_server("copy-done", frame, "", attrs, copy.reply_to))
         self._copy = None
 
     # -- what can come at any time ---------------------------------------------------------------------------------
@@ -290,12 +290,12 @@ class ServerSide:
         said = fields.error_fields(frame.body, self._shared.codec, frame.cut)
         self._result = self._copy = None
         self._shared.copy_in = None
-        out.append(_said("error", frame, _reading(said), dict(said), self._shared.requests.failed()))
+        out.append(of_server("error", frame, _reading(said), dict(said), self._shared.requests.failed()))
 
     def _notice(self, frame: Frame, out: list[Any]) -> None:
         said = fields.error_fields(frame.body, self._shared.codec, frame.cut)
         head = self._shared.requests.head()
-        out.append(_said("notice", frame, _reading(said), dict(said), head.start if head is not None else None))
+        out.append(of_server("notice", frame, _reading(said), dict(said), head.start if head is not None else None))
 
     def _notification(self, frame: Frame, out: list[Any]) -> None:
         codec = self._shared.codec
@@ -303,7 +303,7 @@ class ServerSide:
         channel, at = fields.cstring(frame.body, 4, codec)
         payload, _ = fields.cstring(frame.body, at, codec)
         attrs = {"pid": pid, "channel": channel, "payload": payload}
-        out.append(_said("notification", frame, f"{channel}: {payload}", attrs))
+        out.append(of_server("notification", frame, f"{channel}: {payload}", attrs))
 
     _READERS: ClassVar[dict[int, Callable[["ServerSide", Frame, list[Any]], None]]] = {
         0x52: _authentication,
@@ -337,18 +337,3 @@ def _reading(said: dict[str, str]) -> str:
     first = f"{said.get('severity', '')} {said.get('sqlstate', '')}: {said.get('message', '')}"
     rest = (name for name in said if name in ("detail", "hint", "where", "internal_query"))
     return "\n".join([first, *(f"{name.upper()}: {said[name]}" for name in rest)])
-
-
-def _said(
-    kind: str,
-    frame: Frame,
-    text: str,
-    attrs: dict[str, Any],
-    reply_to: int | None = None,
-    flags: tuple[str, ...] = (),
-) -> Message:
-    if frame.cut and "truncated" not in flags:
-        flags = (*flags, "truncated")
-    return Message(
-        Direction.SERVER, kind, frame.ts_ns, frame.start, frame.end, text, attrs, reply_to, flags, frame.end_ns
-    )

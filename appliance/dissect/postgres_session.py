@@ -5,26 +5,6 @@ from typing import Any
 from appliance.dissect.postgres_requests import Bound, Names, Requests, Statement
 from appliance.dissect.postgres_types import CODECS
 
-FREE_REPEATED = 1 << 20
-REPEATED_PER_BYTE = 32
-
-
-class Repeats:
-    """How much messages may say again of what an earlier one said: a few bytes must not become many characters.
-
-    `FREE_REPEATED` characters, and `REPEATED_PER_BYTE` for each byte of the direction so far.
-    """
-
-    def __init__(self) -> None:
-        self._said = 0
-
-    def allow(self, size: int, offset: int) -> bool:
-        """Whether `size` characters more may be repeated by a message that ends at `offset`."""
-        if self._said + size > FREE_REPEATED + REPEATED_PER_BYTE * offset:
-            return False
-        self._said += size
-        return True
-
 
 class Shared:
     """State of one connection."""

@@ -18,6 +18,8 @@ from decimal import Decimal
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
+from appliance.dissect.sql_text import hexadecimal, text
+
 MAX_PADDING = 400  # zeros that a numeric may have beside its own digits: 1e300 is 8 digits on the wire
 MAX_DIMENSIONS = 6  # of an array; the server's MAXDIM
 
@@ -82,16 +84,6 @@ _TIMETZ = struct.Struct("!qi")  # microseconds, seconds west of UTC
 _EPOCH = date(2000, 1, 1).toordinal()
 _CYCLE_DAYS, _CYCLE_YEARS = 146_097, 400  # the Gregorian calendar repeats
 _DAY_US = 86_400_000_000
-
-
-def text(raw: bytes, codec: str = "utf-8") -> str:
-    """Bytes of text; what is not valid in the encoding shows as `\\xNN`, so that different bytes stay different."""
-    return raw.decode(codec, "backslashreplace")
-
-
-def hexadecimal(raw: bytes) -> str:
-    """Like `bytea` output: `\\x` and two digits a byte."""
-    return "\\x" + raw.hex()
 
 
 def _boolean(raw: bytes, codec: str) -> str:

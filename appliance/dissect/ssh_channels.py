@@ -58,7 +58,7 @@ class Run(msgspec.Struct):
 
 
 class Channel:
-    """One channel. `number` is its opener's; `start` where that opened it."""
+    """One channel. `number` is its opener's; `start` where that opened it, -1 if that was not seen."""
 
     def __init__(self, number: int, kind: str, start: int, opener: Direction) -> None:
         self.number = number
@@ -77,6 +77,14 @@ class Channel:
     def held(self) -> int:
         inner = (self._sftp.held if self._sftp is not None else 0) + (self._scp.held if self._scp is not None else 0)
         return 800 + len(self._tail) + 100 * len(self.waiting) + inner
+
+    @property
+    def prompted(self) -> bool:
+        """Whether what its opener says next may be a secret, or the rest of one."""
+        return bool(self._hiding or _PROMPT.search(readable(self._tail)))
+
+    def expect_secret(self) -> None:
+        self._hiding = MAX_SECRET
 
     def started(self, kind: str, said: str) -> None:
         """A shell, a command or a subsystem was asked for."""
@@ -147,8 +155,8 @@ class Talk:
         times: tuple[int, int], out: Output,
     ) -> None:  # fmt: skip
         if channel._tail:
-            if _PROMPT.search(readable(channel._tail)):
-                channel._hiding = MAX_SECRET
+            if channel.prompted:
+                channel.expect_secret()
             channel._tail = b""
         if not channel.terminal and not channel._hiding:
             out += self.flush(direction.other)

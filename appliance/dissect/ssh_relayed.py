@@ -40,32 +40,15 @@ direction, bytes, sha256); `malformed`, `undissected`. What is said on channels:
 Session attrs: user, method, authenticated.
 """
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-from appliance.dissect import Match, Output
+from appliance.dissect import Match, Output, Torn
 from appliance.dissect import ssh_messages as ssh
-from appliance.dissect.ssh_channels import Channel, Talk
-from appliance.dissect.ssh_messages import Parsed
+from appliance.dissect.ssh_connection import Connection
 from appliance.model import Direction, Message, Redaction
 
 START: Final = b"SSH-RELAYED-1\r\n"
 MAX_MESSAGE: Final = 1 << 20
-MAX_CHANNELS: Final = 1024
-MAX_WAITING: Final = 64  # requests without an answer, of a channel or of the connection
-MAX_TEXT: Final = 65536
-_ASTERISKS: Final = frozenset(b"*")
-
-_REASONS: Final = {
-    1: "administratively prohibited",
-    2: "connect failed",
-    3: "unknown channel type",
-    4: "resource shortage",
-}
-_KINDS: Final = {
-    "pty-req": "terminal", "env": "environment", "shell": "shell", "exec": "exec", "subsystem": "subsystem",
-    "window-change": "resize", "signal": "signal", "exit-status": "exit", "exit-signal": "exit",
-}  # fmt: skip
 
 
 class _Side:
@@ -80,6 +63,8 @@ class _Side:
         self.broken = False  # it is no such stream: nothing is read any more
         self.lost_from: int | None = None
         self.lost_ns = 0
+        self.torn = 0  # bytes that are the rest of a message, or of START
+        self.hidden = 0  # bytes that are redacted at most until a message is found
 
     @property
     def offset(self) -> int:
@@ -95,17 +80,17 @@ class SshRelayed:
     """One session."""
 
     protocol = "ssh"
+    form = "ssh-relayed"
     opaque = False
     successor: str | None = None
 
     def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
-        self.attrs: dict[str, Any] = {}
+        self._connection = Connection()
         self._sides = {Direction.CLIENT: _Side(client_offset), Direction.SERVER: _Side(server_offset)}
-        self._channels: dict[tuple[Direction, int], Channel] = {}  # by who says it, and the number that it says
-        self._opening: dict[tuple[Direction, int], Channel] = {}
-        self._waiting: list[tuple[str, int]] = []  # global requests
-        self._login: tuple[str, str, int] = ("", "", 0)  # user, method and place of the last request
-        self._talk = Talk()
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self._connection.attrs
 
     @staticmethod
     def detect(client: bytes, server: bytes) -> Match:
@@ -118,9 +103,10 @@ class SshRelayed:
 
     def receive(self, direction: Direction, data: bytes, ts_ns: int) -> Output:
         side = self._sides[direction]
-        side.received += len(data)
         out: Output = []
-        if side.lost_from is not None and not self._found(side, data, direction, ts_ns, out):
+        data = self._complete(side, data, direction, out)
+        side.received += len(data)
+        if not data or (side.lost_from is not None and not self._found(side, data, direction, ts_ns, out)):
             return out
         if not side.buffer:
             side.ts_ns = ts_ns
@@ -146,7 +132,7 @@ class SshRelayed:
             end = at + 4 + length
             if end > size:
                 break
-            self._take(direction, whole[at + 4 : end], base + at, base + end, (side.ts_ns, ts_ns), out)
+            self._connection.take(direction, whole[at + 4 : end], base + at, base + end, (side.ts_ns, ts_ns), out)
             at = end
             side.ts_ns = ts_ns
         side.need = 4 if size - at < 4 else 4 + length
@@ -167,28 +153,47 @@ class SshRelayed:
         if side.lost_from is not None and side.lost_from < side.received:
             out.append(_lost(direction, side.lost_from, side.received, side.lost_ns, ts_ns))
             side.lost_from = side.received
-        for channel in list(self._channels.values()):
-            out += channel.end(direction, side.received, ts_ns)
-        return out
+        return out + self._connection.end(direction, side.received, ts_ns)
 
     def settled(self, direction: Direction) -> int:
         return self._sides[direction].offset
 
     @property
     def held(self) -> int:
-        channels = {id(one): one.held for one in (*self._channels.values(), *self._opening.values())}
-        return sum(channels.values()) + self._talk.held + sum(len(side.buffer) for side in self._sides.values())
+        return self._connection.held + sum(len(side.buffer) for side in self._sides.values())
 
     def shed(self) -> Output:
         """Runs end here. Answers to what waits have no `reply_to`."""
-        for channel in self._channels.values():
-            channel.shed()
-        return [item for direction in Direction for item in self._talk.flush(direction)]
+        return self._connection.shed()
+
+    # -- where it begins and breaks off ----------------------------------------------------------------------------
+
+    def torn(self, direction: Direction) -> Torn:
+        """`size`: the rest of a message. `line`: what is typed behind a prompt for a password; what the server says may
+        be one, where not all of it is here.
+        """
+        side, asks = self._sides[direction], self._sides[Direction.SERVER]
+        asked = self._connection.prompted or bool(asks.buffer) or asks.torn > 0 or asks.lost_from is not None
+        typed = direction is Direction.CLIENT and asked
+        if side.torn:
+            return Torn(typed, size=side.torn)
+        if side.lost_from is not None or 0 < len(side.buffer) < 4 <= side.need:
+            return Torn(typed, upto=MAX_MESSAGE)
+        return Torn(typed, size=side.need - len(side.buffer) if side.buffer or not side.begun else 0)
+
+    def resume(self, direction: Direction, torn: Torn | None) -> None:
+        side = self._sides[direction]
+        side.begun, side.need = True, 4
+        self._connection.resume(torn is None or torn.line)
+        if torn is None or torn.upto:
+            side.lost_from, side.hidden = side.received, MAX_MESSAGE
+        else:
+            side.torn = torn.size
 
     # -- what is not whole -----------------------------------------------------------------------------------------
 
     def _malformed(self, direction: Direction, side: _Side, at: int, ts_ns: int, out: Output) -> None:
-        out += self._talk.flush(direction)
+        out += self._connection.flush(direction)
         flags = ("malformed",)
         out.append(Message(direction, "malformed", side.ts_ns, at, at + 1, "", {}, None, flags, ts_ns))
         side.buffer.clear()
@@ -196,7 +201,7 @@ class SshRelayed:
         side.broken = True
 
     def _cut(self, direction: Direction, side: _Side, ts_ns: int) -> Output:
-        out = self._talk.flush(direction)
+        out = self._connection.flush(direction)
         if side.buffer:
             start, flags = side.offset, ("truncated",)
             out += self._hide(direction, side)
@@ -211,244 +216,32 @@ class SshRelayed:
             return []
         return [Redaction(direction, side.offset + 5, side.received, "unread")]
 
+    @staticmethod
+    def _complete(side: _Side, data: bytes, direction: Direction, out: Output) -> bytes:
+        """What is behind the rest of the message that another session has begun; of that nothing is read."""
+        rest = data[: side.torn]
+        if rest and direction is Direction.CLIENT and not START[-side.torn :].startswith(rest):
+            out.append(Redaction(direction, side.received, side.received + len(rest), "unread"))
+        side.torn -= len(rest)
+        side.received += len(rest)
+        return data[len(rest) :]
+
     def _found(self, side: _Side, data: bytes, direction: Direction, ts_ns: int, out: Output) -> bool:
         """Whether dissection goes on with these bytes: behind a gap, at what looks like a message."""
         start = side.received - len(data)
+        side.lost_ns = side.lost_ns or ts_ns
         length = int.from_bytes(data[:4])
         if side.broken or len(data) < 5 or not 0 < length <= MAX_MESSAGE or data[4] not in ssh.LAYOUTS:
+            hidden = min(side.hidden, len(data)) if direction is Direction.CLIENT else 0
+            if hidden:
+                out.append(Redaction(direction, start, start + hidden, "unread"))
+                side.hidden -= hidden
             return False
         if side.lost_from is not None and side.lost_from < start:
             out.append(_lost(direction, side.lost_from, start, side.lost_ns, ts_ns))
-        side.lost_from = None
+        side.lost_from, side.hidden = None, 0
         side.begun, side.need = True, 4
         return True
-
-    # -- messages --------------------------------------------------------------------------------------------------
-
-    def _take(
-        self, direction: Direction, payload: bytes, start: int, end: int, times: tuple[int, int], out: Output
-    ) -> None:
-        number = payload[0]
-        if number == ssh.WINDOW_ADJUST:
-            return
-        try:
-            parsed = ssh.parse(payload)
-        except ValueError:
-            out += self._talk.flush(direction)
-            known = number in ssh.LAYOUTS
-            flaw = ("malformed",) if known else ("undecoded",)
-            kind = "malformed" if known else "undissected"
-            out.append(Message(direction, kind, times[0], start, end, "", {"number": number}, None, flaw, times[1]))
-            return
-        if number in (ssh.DATA, ssh.EXTENDED_DATA):
-            channel = self._channel(direction, parsed.fields["recipient"])
-            kind = "input" if direction is channel.opener else "output"
-            if number == ssh.EXTENDED_DATA:
-                kind = "error-output"
-            data, at = parsed.fields["data"], start + 4 + parsed.places["data"][0]
-            out += self._talk.say(channel, direction, kind, data, (start, end), at, times)
-            return
-        out += self._talk.flush(direction)
-        said = self._READERS[number](self, direction, parsed, start, out)
-        if said is None:
-            return
-        kind, text, attrs, reply_to = said
-        flags: tuple[str, ...] = ()
-        if len(text) > MAX_TEXT:
-            text, flags = text[:MAX_TEXT], ("truncated",)
-        out.append(Message(direction, kind, times[0], start, end, text, attrs, reply_to, flags, times[1]))
-        if number in (ssh.EOF, ssh.CLOSE):
-            channel = self._channel(direction, parsed.fields["recipient"])
-            out += channel.end(direction, start, times[1])
-        if number == ssh.CLOSE:
-            self._closed(direction, parsed.fields["recipient"])
-
-    def _channel(self, direction: Direction, number: int) -> Channel:
-        channel = self._channels.get((direction, number))
-        if channel is None:  # how it was opened is lost
-            channel = Channel(number, "", -1, Direction.CLIENT)
-            self._know_channel(direction, number, channel)
-        return channel
-
-    def _know_channel(self, direction: Direction, number: int, channel: Channel) -> None:
-        if len(self._channels) >= 2 * MAX_CHANNELS:
-            del self._channels[next(iter(self._channels))]
-        self._channels[direction, number] = channel
-
-    def _closed(self, direction: Direction, number: int) -> None:
-        """Forgotten once both sides closed it."""
-        channel = self._channels.pop((direction, number), None)
-        if channel is not None:
-            channel.closed.add(direction)
-
-    # -- log-in ----------------------------------------------------------------------------------------------------
-
-    def _authentication(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        user, method = fields["user"][:256], fields["method"][:64]
-        attrs: dict[str, Any] = {"user": user, "method": method}
-        for name in ("password", "changed"):
-            self._secret(direction, parsed, name, start, out)
-        if "key" in fields:
-            attrs["algorithm"] = fields["algorithm"][:64]
-            attrs["signed"] = fields["signed"]
-        self._login = (user, method, start)
-        return "authentication", f"{user} {method}", attrs, None
-
-    def _responses(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        place = parsed.places["responses"][0]
-        for response in parsed.fields["responses"]:
-            place += 4
-            self._redact(direction, response, start + 4 + place, out)
-            place += len(response)
-        attrs = {"user": self._login[0], "method": self._login[1], "responses": len(parsed.fields["responses"])}
-        return "authentication", f"{self._login[0]} {self._login[1]}", attrs, None
-
-    def _asked(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        prompts = [text[:256] for text, _ in fields["prompts"]]
-        text = " ".join(one for one in (fields["name"], fields["instruction"], *prompts) if one)
-        return "authentication", text, {"prompts": prompts}, self._login[2]
-
-    def _failed(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        attrs = {"methods": fields["methods"].split(",")[:64], "partial": fields["partial"]}
-        user, method, asked = self._login
-        return "authentication-failed", f"{user} {method}", attrs, asked
-
-    def _authenticated(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        user, method, asked = self._login
-        self.attrs = {**self.attrs, "user": user, "method": method, "authenticated": True}
-        return "authenticated", f"{user} {method}", {"user": user, "method": method}, asked
-
-    def _banner(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        return "banner", parsed.fields["text"], {}, None
-
-    def _secret(self, direction: Direction, parsed: Parsed, name: str, start: int, out: Output) -> None:
-        if parsed.fields.get(name):
-            self._redact(direction, parsed.fields[name], start + 4 + parsed.places[name][0], out)
-
-    @staticmethod
-    def _redact(direction: Direction, value: bytes, at: int, out: Output) -> None:
-        """The relay has written asterisks; if it has not, they are put here."""
-        if value and not _ASTERISKS.issuperset(value):
-            out.append(Redaction(direction, at, at + len(value), "password"))
-
-    # -- connections -----------------------------------------------------------------------------------------------
-
-    def _disconnect(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        return "disconnect", fields["description"], {"reason": fields["reason"]}, None
-
-    def _global(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        attrs = {name: _json(fields[name]) for name in fields if name not in ("want_reply", "data")}
-        if fields["want_reply"]:
-            self._waiting = [*self._waiting[1 - MAX_WAITING :], (fields["name"][:64], start)]
-        return "global-request", _joined(attrs), attrs, None
-
-    def _global_answer(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        return self._answered(self._waiting, parsed.number == ssh.REQUEST_SUCCESS, {})
-
-    @staticmethod
-    def _answered(waiting: list[tuple[str, int]], success: bool, attrs: dict[str, Any]) -> "Said":
-        asked, reply_to = waiting.pop(0) if waiting else ("", None)
-        kind = "success" if success else "failure"
-        return kind, f"{asked} {'accepted' if success else 'refused'}".strip(), {**attrs, "request": asked}, reply_to
-
-    def _open(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        number = fields["sender"]
-        channel = Channel(number, fields["type"][:64], start, direction)
-        if len(self._opening) < MAX_CHANNELS:
-            self._opening[direction, number] = channel
-        left = ("sender", "window", "maximum", "data", "reserved", "reserved_port")
-        attrs = {"channel": number, **{name: _json(fields[name]) for name in fields if name not in left}}
-        said = {
-            name: value for name, value in attrs.items() if name not in ("channel", "originator", "originator_port")
-        }
-        return "open", _joined(said), attrs, None
-
-    def _opened(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        channel = self._opening.pop((direction.other, fields["recipient"]), None)
-        if channel is None:
-            return "opened", "", {"channel": fields["recipient"]}, None
-        self._know_channel(direction, fields["recipient"], channel)
-        self._know_channel(direction.other, fields["sender"], channel)
-        return "opened", channel.kind, {"channel": channel.number}, channel.start
-
-    def _refused(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        channel = self._opening.pop((direction.other, fields["recipient"]), None)
-        reason = _REASONS.get(fields["reason"], str(fields["reason"]))
-        kind = "" if channel is None else channel.kind
-        text = f"{kind} refused: {reason}: {fields['description'][:1024]}"
-        attrs = {"channel": fields["recipient"], "reason": reason, "description": fields["description"][:1024]}
-        return "refused", text.strip(), attrs, None if channel is None else channel.start
-
-    def _request(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        channel = self._channel(direction, fields["recipient"])
-        kind = fields["type"]
-        if fields["want_reply"]:
-            channel.waiting = [*channel.waiting[1 - MAX_WAITING :], (kind[:64], start)]
-        channel.terminal = channel.terminal or kind == "pty-req"
-        channel.started(kind, fields.get("command", fields.get("name", "")))
-        left = ("recipient", "type", "want_reply", "modes", "data", "cookie")
-        said = {name: _json(fields[name]) for name in fields if name not in left}
-        attrs = {"channel": channel.number, **said}
-        if kind not in _KINDS:
-            said = attrs["request"] = kind[:64]
-            return "request", kind[:64], attrs, None
-        text = f"{said['columns']}x{said['rows']}" if "columns" in said else _joined(said)
-        if kind == "pty-req":
-            text = f"{said['term']} {text}"
-        elif kind == "env":
-            text = f"{said['name']}={said['value']}"
-        elif kind == "exit-status":
-            text = f"exit status {said['status']}"
-        elif kind == "exit-signal":
-            text = f"exit signal {said['signal']} {said['error']}".strip()
-        return _KINDS[kind], text, attrs, channel.start if _KINDS[kind] == "exit" and channel.start >= 0 else None
-
-    def _request_answer(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        channel = self._channel(direction, parsed.fields["recipient"])
-        return self._answered(channel.waiting, parsed.number == ssh.CHANNEL_SUCCESS, {"channel": channel.number})
-
-    def _ended(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        channel = self._channel(direction, parsed.fields["recipient"])
-        return ("eof" if parsed.number == ssh.EOF else "close"), "", {"channel": channel.number}, None
-
-    def _file(self, direction: Direction, parsed: Parsed, start: int, out: Output) -> "Said":
-        fields = parsed.fields
-        attrs = {name: _json(fields[name]) for name in ("path", "direction", "bytes", "sha256")}
-        return "file", f"{fields['direction']} {fields['path']} {fields['bytes']} bytes {fields['sha256']}", attrs, None
-
-    _READERS: ClassVar[dict[int, Callable[..., "Said"]]] = {
-        ssh.DISCONNECT: _disconnect, ssh.USERAUTH_REQUEST: _authentication, ssh.USERAUTH_FAILURE: _failed,
-        ssh.USERAUTH_SUCCESS: _authenticated, ssh.USERAUTH_BANNER: _banner, ssh.USERAUTH_INFO_REQUEST: _asked,
-        ssh.USERAUTH_INFO_RESPONSE: _responses, ssh.GLOBAL_REQUEST: _global, ssh.REQUEST_SUCCESS: _global_answer,
-        ssh.REQUEST_FAILURE: _global_answer, ssh.CHANNEL_OPEN: _open, ssh.OPEN_CONFIRMATION: _opened,
-        ssh.OPEN_FAILURE: _refused, ssh.EOF: _ended, ssh.CLOSE: _ended, ssh.CHANNEL_REQUEST: _request,
-        ssh.CHANNEL_SUCCESS: _request_answer, ssh.CHANNEL_FAILURE: _request_answer, ssh.FILE: _file,
-    }  # fmt: skip
-
-
-Said = tuple[str, str, dict[str, Any], int | None]  # kind, text, attrs, reply_to
-
-
-def _joined(said: dict[str, Any]) -> str:
-    return " ".join(str(value) for value in said.values() if value != "")
-
-
-def _json(value: Any) -> Any:
-    """A field as an attribute: short, and JSON."""
-    if isinstance(value, bytes):
-        return ssh.shown(value[:4096])
-    if isinstance(value, int) and not isinstance(value, bool):
-        return min(value, (1 << 63) - 1)
-    return value[:MAX_TEXT] if isinstance(value, str) else value
 
 
 def _lost(direction: Direction, start: int, end: int, ts_ns: int, end_ns: int) -> Message:

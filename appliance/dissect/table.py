@@ -5,13 +5,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from appliance.dissect.postgres_frames import Frame
-from appliance.dissect.postgres_session import Repeats
+from appliance.dissect.sql_frames import Frame
+from appliance.dissect.sql_text import Repeats
 from appliance.model import Direction, Message
 
 MAX_ROWS = 100  # of one message
 MAX_ROWS_BYTES = 65536  # of the stream that the rows of one message cover; one row may exceed it
 MAX_BRIEF = 8  # columns that it repeats in any case, see `Repeats`
+MAX_DESCRIBED = 16384  # characters of column names that every message of a result repeats
+OVERHEAD = 32  # characters of a column's description beside its name
+WEIGHT = 280  # bytes in memory of one column, about
 NULL = "\\N"  # in a message's text, as in PostgreSQL's COPY; None in its attributes
 
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.dissect import Dissector, Match, Output
-from appliance.dissect.conversation import MAX_HANDOVERS, STREAM, Conversation
+from appliance.dissect.conversation import MAX_HANDOVERS, Conversation
 from appliance.dissect.detection import MAX_PENDING
 from appliance.dissect.raw import Raw
+from appliance.dissect.registry import STREAM, form
 from appliance.model import Direction, Message
 from tests.dissect.harness import START_NS, TURN_NS, C, Gap, S, Turn, assert_any_cut, assert_survives, play
 
@@ -277,3 +278,10 @@ def test_pickled_while_detecting() -> None:
 )
 def test_survives_anything(turns: list[Turn], transport: str) -> None:
     assert_survives(lambda: Conversation(transport), turns)
+
+
+def test_each_dissector_has_a_name_of_its_own() -> None:
+    """A hand-over and a successor name one: of those of the same protocol, too, they mean exactly one."""
+    names = [form(one) for one in STREAM]
+    assert len(set(names)) == len(names)
+    assert {form(one) for one in STREAM if one.protocol == "ssh"} == {"ssh", "ssh-relayed"}

@@ -11,7 +11,7 @@ from appliance.dissect import Match, Torn
 from appliance.dissect import mysql_session as session
 from appliance.dissect.conversation import Conversation
 from appliance.dissect.mysql import MAX_FLAWS, Mysql
-from appliance.dissect.mysql_half import MAX_MESSAGE, MAX_REDACTED
+from appliance.dissect.sql_half import MAX_MESSAGE, MAX_REDACTED
 from appliance.dissect.table import MAX_ROWS
 from appliance.model import Direction, Message, Redaction
 from tests.dissect.harness import (

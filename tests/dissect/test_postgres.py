@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from appliance.dissect import Match
 from appliance.dissect.conversation import Conversation
 from appliance.dissect.postgres import Postgres
-from appliance.dissect.postgres_client import MAX_REPEATED
-from appliance.dissect.postgres_half import MAX_MESSAGE, MAX_REDACTED
+from appliance.dissect.sql_half import MAX_MESSAGE, MAX_REDACTED
+from appliance.dissect.sql_text import MAX_REPEATED
 from appliance.dissect.table import MAX_ROWS, MAX_ROWS_BYTES
 from appliance.model import Direction, Message, Redaction
 from tests.dissect.harness import C, Gap, Played, S, Turn, assert_any_cut, assert_survives, assert_truncated, play

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appliance.dissect.postgres_frames import INSANE, LOST, SERVER_TYPES
-from appliance.dissect.postgres_half import MAX_MESSAGE, MAX_SEARCH, Half, Mode
+from appliance.dissect.postgres_frames import INSANE, SERVER_TYPES
+from appliance.dissect.postgres_half import Half, Mode
+from appliance.dissect.sql_frames import LOST
+from appliance.dissect.sql_half import MAX_MESSAGE, MAX_SEARCH
 from tests.dissect.postgres_bytes import IDLE, SYNC, done, row, typed
 
 

@@ -6,11 +6,13 @@ from appliance.dissect import Match
 from appliance.dissect import ssh_messages as ssh
 from appliance.dissect.conversation import Conversation
 from appliance.dissect.ssh_channels import MAX_RUN
-from appliance.dissect.ssh_relayed import MAX_CHANNELS, MAX_MESSAGE, START, SshRelayed
+from appliance.dissect.ssh_connection import MAX_CHANNELS
+from appliance.dissect.ssh_relayed import MAX_MESSAGE, START, SshRelayed
 from appliance.dissect.ssh_scp import source_of
 from appliance.dissect.ssh_terminal import readable
 from appliance.model import Direction
 from tests.dissect.harness import (
+    START_NS,
     C,
     Gap,
     Played,
@@ -19,10 +21,12 @@ from tests.dissect.harness import (
     assert_any_cut,
     assert_survives,
     assert_truncated,
+    feed,
     play,
 )
 from tests.dissect.ssh_bytes import (
     COPY,
+    ENDED,
     FILES,
     FORWARDS,
     LOGIN,
@@ -310,3 +314,40 @@ def test_detection() -> None:
 )
 def test_readable(typed: bytes, text: str) -> None:
     assert readable(typed) == text
+
+
+class TestHandover:
+    def test_it_is_what_a_relay_means_by_ssh(self) -> None:
+        conversation = Conversation()
+        conversation.adopt("ssh")
+        played = play(lambda: conversation, TERMINAL)
+        assert conversation.protocol == "ssh"
+        assert texts(played, "authenticated") == ["alice password"]
+
+    def test_no_secret_behind_one_that_was_given_up(self) -> None:
+        """Wherever it was, the one that goes on with its bytes reads the next message, and hides what is typed."""
+        size = sum(len(what) for _, what in TERMINAL[: -len(ENDED)] if isinstance(what, bytes))
+        for place in range(1, size):
+            first, second = Conversation(), Conversation()
+            for direction in (C, S):
+                second.unseen(direction)
+            played, fed = Played(second), 0
+            for direction, what in TERMINAL:
+                assert isinstance(what, bytes)
+                before, behind = what[: max(place - fed, 0)], what[max(place - fed, 0) :]
+                if before:
+                    first.receive(direction, before, START_NS)
+                if before and place <= fed + len(what):
+                    handover = first.handover()
+                    if handover is not None:  # enough was there to know what it is
+                        second.succeed(handover)
+                if behind:
+                    feed(played, direction, behind, START_NS)
+                fed += len(what)
+            if not first.protocol:
+                continue
+            assert second.protocol == "ssh", place
+            kept = played.stored(C)
+            assert not any(part in kept for part in (b"gehe", b"heim", b"im!")), place
+            assert texts(played, "exit") == ["exit status 3"], place
+            assert "malformed" not in played.kinds(), place

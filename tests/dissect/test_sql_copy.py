@@ -5,7 +5,7 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from appliance.dissect.postgres_copy import MAX_BATCH, MAX_CARRY, SIGNATURE, Copy
+from appliance.dissect.sql_copy import MAX_BATCH, MAX_CARRY, SIGNATURE, Copy
 from appliance.model import Direction, Message
 
 HEAD = SIGNATURE + bytes(8)

@@ -4,10 +4,9 @@ import json
 from collections.abc import Sequence
 
 from appliance.dissect.postgres import Postgres
-from appliance.dissect.postgres_client import MAX_BRIEF
-from appliance.dissect.postgres_columns import MAX_DESCRIBED
-from appliance.dissect.postgres_session import FREE_REPEATED, REPEATED_PER_BYTE, Repeats
+from appliance.dissect.sql_text import FREE_REPEATED, MAX_BRIEF, REPEATED_PER_BYTE, Repeats
 from appliance.dissect.table import MAX_BRIEF as MAX_BRIEF_COLUMNS
+from appliance.dissect.table import MAX_DESCRIBED
 from appliance.model import Message
 from tests.dissect.harness import C, Played, S, Turn, assert_any_cut, play
 from tests.dissect.postgres_bytes import (

@@ -6,7 +6,7 @@ each field as text where its bytes are printable UTF-8, else in hexadecimal: the
 wire, hence the flag `undecoded`. Replication data is only counted.
 """
 
-from appliance.dissect.postgres_types import hexadecimal, text
+from appliance.dissect.sql_text import hexadecimal, text
 from appliance.model import Direction, Message
 
 MAX_BATCH = 65536  # bytes of the stream that one message covers; one CopyData may exceed it
