@@ -13,7 +13,7 @@ from uuid import UUID
 from appliance.config import Settings
 from appliance.errors import DamagedEvidence, MalformedInput, Refused, Unavailable
 from appliance.model import Row
-from appliance.store import rows, stock
+from appliance.store import engine, rows, stock
 from appliance.store.link import Link, Role, connect
 from appliance.store.rows import AuditRow, Block, Table
 
@@ -84,12 +84,22 @@ class Store:
         self, sql: str, parameters: Mapping[str, Any] | None = None, binary: Collection[str] = ()
     ) -> list[dict[str, Any]]:
         """All rows of a SELECT with `{name:Type}` parameters. Columns named in `binary` are bytes."""
+        from clickhouse_connect.driver.exceptions import Error
+
         formats = dict.fromkeys(binary, "bytes")
         _unicode(list((parameters or {}).values()))
 
-        def run(link: Link) -> list[dict[str, Any]]:
-            result = link.client.query(sql, parameters=dict(parameters or {}), column_formats=formats)
+        def ask(link: Link, settings: engine.Settings) -> list[dict[str, Any]]:
+            result = link.client.query(sql, dict(parameters or {}), dict(settings), column_formats=formats)
             return list(result.named_results())
+
+        def run(link: Link) -> list[dict[str, Any]]:
+            try:
+                return ask(link, engine.NO_SETTINGS)
+            except Error as error:
+                if link.local or error.code not in engine.UNREADABLE:  # the service asks its engine again by itself
+                    raise
+                return ask(link, engine.UNINDEXED)
 
         return self._guarded(run)
 

@@ -8,19 +8,23 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
-from appliance.config import Settings
+import structlog
+
+from appliance import config
 from appliance.errors import Unavailable
 from appliance.store import schema
 from appliance.store.rows import Block
 from appliance.store.stock import Stock, no_room
 
+Settings = Mapping[str, int]  # of the engine, by name
+NO_SETTINGS: Settings = MappingProxyType({})
 # One insert is one block, and so one part per partition; batches are made by the recorder, not by the engine.
 INSERT_SETTINGS = {
     "async_insert": "0",
@@ -42,14 +46,19 @@ CACHES = {
     "query_condition_cache_size": 16 * 2**20,
     "compiled_expression_cache_size": 16 * 2**20,
 }
-_SAID = re.compile(r"(Code: \d+)")
+# ClickHouse: ATTEMPT_TO_READ_AFTER_EOF, CANNOT_READ_ALL_DATA, CORRUPTED_DATA. A merge on a full disk may leave a skip
+# index without content, and the engine then fails what it could answer from the rows alone.
+UNREADABLE = frozenset({32, 33, 246})
+UNINDEXED: Settings = {"use_skip_indexes": 0}
+log = structlog.get_logger()
+_SAID = re.compile(r"(Code: (\d+))")
 
 
 def store_path(data: Path) -> Path:
     return data / "store"
 
 
-def reserve(settings: Settings) -> int:
+def reserve(settings: config.Settings) -> int:
     """Bytes of the disk that the store leaves free: less than the journal does, so that what it holds can be stored."""
     return settings.journal.min_free_bytes // 2
 
@@ -102,36 +111,59 @@ class Lock:
 
 
 class Handle:
-    """One connection to the engine, in the store's database."""
+    """One connection to the engine, in the store's database.
 
-    def __init__(self, path: Path, stock: Stock, memory: int = 0) -> None:
-        """`memory`: bytes that the engine may take; what the process's first handle says holds for all."""
+    A SELECT that finds something unreadable before its first block is asked once more without skip indexes.
+    """
+
+    def __init__(self, path: Path, stock: Stock, memory: int = 0, settings: Settings = NO_SETTINGS) -> None:
+        """`memory`: bytes that the engine may take; what the process's first handle says holds for all. `settings`:
+        the engine's, for this handle, set in this order.
+        """
         import chdb
 
         limits = {**CACHES, "max_server_memory_usage": memory} if memory else {}
         asked = "&".join(f"{name}={value}" for name, value in limits.items())
         self._path = path
         self._stock = stock
+        self._settings = settings
+        self._unindexed: Handle | None = None
         with told(path):
             self._connection = chdb.connect(f"{path}?{asked}" if asked else str(path))
             try:
                 self.run(f"CREATE DATABASE IF NOT EXISTS {schema.DATABASE}")
                 self.run(f"USE {schema.DATABASE}")
+                for name, value in settings.items():
+                    self.run(f"SET {name} = {value}")
             except BaseException:
                 self._connection.close()
                 raise
 
-    def another(self) -> "Handle":
+    def another(self, settings: Settings = NO_SETTINGS) -> "Handle":
         """One more connection to the same engine."""
-        return Handle(self._path, self._stock)
+        return Handle(self._path, self._stock, settings=settings)
 
     def run(self, sql: str, form: str = "TabSeparated", params: dict[str, str] | None = None) -> bytes:
         """Run one statement, return its whole result. Raises chDB's RuntimeError."""
-        result = self._connection.query(sql, form, params=params or {})
+        try:
+            result = self._connection.query(sql, form, params=params or {})
+        except RuntimeError as error:
+            return self._without_indexes(sql, error).run(sql, form, params)
         return bytes(result.bytes() or b"")
 
     def stream(self, sql: str, form: str, params: dict[str, str]) -> Generator[bytes, None, None]:
         """Run one SELECT block by block. Exhaust or close it before the handle is used again. Raises RuntimeError."""
+        begun = False
+        try:
+            for block in self._blocks(sql, form, params):
+                yield block
+                begun = True
+        except RuntimeError as error:
+            if begun:
+                raise
+            yield from self._without_indexes(sql, error).stream(sql, form, params)
+
+    def _blocks(self, sql: str, form: str, params: dict[str, str]) -> Generator[bytes, None, None]:
         with self._connection.send_query(sql, form, params=params) as blocks:
             while True:
                 try:
@@ -141,6 +173,17 @@ class Handle:
                 if block is None:
                     return
                 yield bytes(block.bytes())
+
+    def _without_indexes(self, sql: str, error: RuntimeError) -> "Handle":
+        """Another handle, to ask once more. Raises the error where that cannot help."""
+        said = _SAID.search(str(error))
+        reads = sql.lstrip()[:6].upper() == "SELECT"
+        if said is None or int(said[2]) not in UNREADABLE or not reads or self._settings.keys() >= UNINDEXED.keys():
+            raise error
+        if self._unindexed is None:
+            log.warning("index-unreadable", reason=said[0])
+            self._unindexed = self.another({**UNINDEXED, **self._settings})
+        return self._unindexed
 
     def insert(self, block: Block) -> int:
         """Insert the block exactly once; return its number of rows when all of them are there.
@@ -177,6 +220,8 @@ class Handle:
         return report
 
     def close(self) -> None:
+        if self._unindexed is not None:
+            self._unindexed.close()
         self._connection.close()
 
     def __enter__(self) -> Self:

@@ -23,7 +23,7 @@ import structlog
 
 from appliance.errors import Refused, Unavailable, VerbatimError
 from appliance.store import bodies, guard, schema
-from appliance.store.engine import Handle
+from appliance.store.engine import Handle, Settings
 from appliance.store.rows import Block
 from appliance.store.stock import NO_ROOM
 
@@ -33,7 +33,7 @@ IDLE_SECONDS = 120.0  # a connection without a request
 HANDLE_SECONDS = 30.0  # waiting for a free handle
 STREAMED = {"Native", "TabSeparated", "TSV", "CSV", "RowBinary", "JSONEachRow", "JSONCompactEachRow"}
 WHOLE = {"JSON", "JSONCompact", "TabSeparatedWithNames", "CSVWithNames", "Arrow", "ArrowStream", "Parquet"}
-READER_LIMITS = {
+READER_LIMITS: Settings = {
     "max_execution_time": 60,
     "max_memory_usage": 512 * 2**20,
     "max_result_bytes": 2**30,
@@ -108,14 +108,6 @@ class Pool:
                 handle.close()
 
 
-def reading(make: Callable[[], Handle]) -> Handle:
-    """A handle that can only read, within limits."""
-    handle = make()
-    for name, value in READER_LIMITS.items():
-        handle.run(f"SET {name} = {value}")
-    return handle
-
-
 class Face(ThreadingHTTPServer):
     """The server. One thread per connection; `stop` lets running requests end."""
 
@@ -123,11 +115,13 @@ class Face(ThreadingHTTPServer):
     request_queue_size = 128
     allow_reuse_address = True
 
-    def __init__(self, address: tuple[str, int], tokens: Mapping[Role, str], make: Callable[[], Handle]) -> None:
+    def __init__(
+        self, address: tuple[str, int], tokens: Mapping[Role, str], make: Callable[[Settings], Handle]
+    ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.tokens = tokens
-        self.writers = Pool(make, 4)
-        self.readers = Pool(lambda: reading(make), 8)
+        self.writers = Pool(lambda: make({}), 4)
+        self.readers = Pool(lambda: make(READER_LIMITS), 8)
         with self.writers.lend() as handle:
             databases = handle.run("SHOW DATABASES").decode().split()
         self.guard = guard.Guard(frozenset(databases))

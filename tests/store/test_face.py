@@ -5,7 +5,7 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
@@ -159,7 +159,7 @@ class Failing:
 
 def test_an_error_behind_the_headers_reaches_the_client() -> None:
     """A result that breaks off must not read as a short result."""
-    face = Face(("127.0.0.1", 0), {"writer": "w", "reader": "r"}, cast(Callable[[], Handle], Failing))
+    face = Face(("127.0.0.1", 0), {"writer": "w", "reader": "r"}, lambda _: cast(Handle, Failing()))
     serving = threading.Thread(target=face.serve_forever, kwargs={"poll_interval": 0.05})
     serving.start()
     try:
@@ -306,7 +306,7 @@ def post(address: Any, body: bytes) -> socket.socket:
 def test_what_a_dead_client_left_behind_is_not_inserted() -> None:
     """Its successor asks what is there, and sends the rest in other batches: a late insert would double rows."""
     handle = Sleepy()
-    face = Face(("127.0.0.1", 0), {"writer": "w", "reader": "r"}, lambda: cast(Handle, handle))
+    face = Face(("127.0.0.1", 0), {"writer": "w", "reader": "r"}, lambda _: cast(Handle, handle))
     post(face.server_address, b"from one that died").close()
     alive = post(face.server_address, b"from one that lives")
     serving = threading.Thread(target=face.serve_forever, kwargs={"poll_interval": 0.01})
