@@ -7,7 +7,7 @@ variable `VERBATIM_STORE__URL` overrides `url` in `[store]`. Unknown names are e
 import os
 import re
 import tomllib
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ Bytes = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 HOST = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 EVERYWHERE = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+SPEAKS_FIRST = ("mysql", "ssh")  # applications whose server does
 
 
 class Section(BaseModel):
@@ -122,6 +123,30 @@ class Rule(Section):
         if self.lane != "relay" and self.relay != RelayRule():
             raise ValueError("[rules.relay] needs lane = 'relay'")
         return self
+
+    @model_validator(mode="after")
+    def _a_name_that_is_known_and_proven(self) -> Self:
+        """A relay hears names from agents: not before a server that speaks first, and unproven ones."""
+        relay = self.relay
+        if self.host and relay.application in SPEAKS_FIRST:
+            raise ValueError(
+                f"application = '{relay.application}' needs a network in 'to', and no 'host': the server speaks first, "
+                "before any name is heard"
+            )
+        proven = relay.verify and relay.upstream_tls == "require"
+        if self.host and relay.secret and not proven and not any(network.prefixlen for network in self.networks()):
+            raise ValueError(
+                "a secret for a 'host' needs its network in 'to', or upstream_tls = 'require' and verify = true: "
+                "over cleartext an agent may call any server by that name"
+            )
+        return self
+
+    def is_about(self, name: str) -> bool:
+        """Does `host` mean this name? *.example.com means every name below it, and not itself."""
+        name = name.lower().removesuffix(".")
+        if self.host.startswith("*."):
+            return name.endswith(self.host[1:]) and len(name) > len(self.host) - 1
+        return name == self.host
 
     def networks(self) -> tuple[Network, ...]:
         """The destinations: `to`, or every address."""
@@ -258,6 +283,15 @@ def _https(name: str, address: str) -> None:
         raise ValueError(f"{wanted}, without a user's name")
 
 
+def endpoint(text: str) -> tuple[IPv4Address | IPv6Address, int]:
+    """Address and port of 10.0.0.1:3128 or [fd00::1]:3128. Raises `ValueError`."""
+    host, _, port = text.rpartition(":")
+    address = ip_address(host.removeprefix("[").removesuffix("]"))
+    if (address.version == 6) != host.startswith("[") or not port.isascii() or not 0 < int(port) < 65536:
+        raise ValueError(text)
+    return address, int(port)
+
+
 class Relay(Section):
     """The relay processes, which serve the flows of rules with lane = "relay"."""
 
@@ -275,6 +309,18 @@ class Relay(Section):
     )
     max_connections: Count = Field(16384, description="relayed by one process at one time")
     drain: Seconds = Field(300.0, description="how long a process that was replaced goes on with its flows")
+
+    @field_validator("proxy")
+    @classmethod
+    def _endpoints(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            try:
+                endpoint(text)
+            except ValueError as error:
+                raise ValueError(
+                    f"{text!r} is not an address with a port; write 10.0.0.1:3128 or [fd00::1]:3128"
+                ) from error
+        return value
 
 
 class Leases(Section):

@@ -328,10 +328,9 @@ struct relay { /* 16 bytes */
 };
 
 /* A connection that a relay makes to a server. The relay puts it in before its SYN leaves. */
-struct leg { /* 136 bytes */
+struct leg { /* 128 bytes */
 	__u64 start; /* of its first packet; 0: there was none */
 	__u64 last;
-	__u64 id; /* the relay's own */
 	__u64 worker; /* as in struct relay */
 	__u32 flags; /* LEG_F_* */
 	__u32 reserved;

@@ -35,6 +35,17 @@ def test_rules_of_both_ip_versions(tmp_path: Path) -> None:
     assert (str(second.to), second.protocol, second.lane) == ("fd00::/8", "any", "refuse")
 
 
+SECRET_FOR_A_NAME = """
+[[rules]]
+host = "api.example.com"
+lane = "relay"
+relay.application = "http"
+relay.mode = "mediate"
+relay.secret = "key"
+"""
+VERIFIED = 'relay.upstream_tls = "require"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -55,6 +66,22 @@ def test_rules_of_both_ip_versions(tmp_path: Path) -> None:
             '[[rules]]\nto = "10.0.0.0/8"\nlane = "relay"\nrelay = {application = "ssh", secret = "key"}',
             "secret needs mode = 'mediate'",
         ),
+        (
+            '[[rules]]\nhost = "db.example.com"\nlane = "relay"\nrelay = {application = "mysql"}',
+            "application = 'mysql' needs a network in 'to', and no 'host': the server speaks first",
+        ),
+        (
+            '[[rules]]\nhost = "git.example.com"\nto = "10.0.0.0/8"\nlane = "relay"\n'
+            'relay = {application = "ssh", mode = "mediate"}',
+            "application = 'ssh' needs a network in 'to', and no 'host': the server speaks first",
+        ),
+        (SECRET_FOR_A_NAME, "rules.0: a secret for a 'host' needs its network in 'to'"),
+        (SECRET_FOR_A_NAME + VERIFIED + "relay.verify = false", "a secret for a 'host' needs its network"),
+        (SECRET_FOR_A_NAME.replace("lane", 'to = "0.0.0.0/0"\nlane', 1), "a secret for a 'host' needs its network"),
+        ('[relay]\nproxy = ["10.1.0.1"]', "relay.proxy: '10.1.0.1' is not an address with a port; write 10.0.0.1:3128"),
+        ('[relay]\nproxy = ["fd00::1:3128"]', "relay.proxy: 'fd00::1:3128' is not an address with a port"),
+        ('[relay]\nproxy = ["here:3128"]', "relay.proxy: 'here:3128' is not an address with a port"),
+        ('[relay]\nproxy = ["10.1.0.1:0"]', "relay.proxy: '10.1.0.1:0' is not an address with a port"),
         ('node = "two words"', "node"),
         ("data = ", "not TOML"),
     ],
@@ -64,6 +91,12 @@ def test_mistakes_are_named(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(MalformedInput, match=says) as error:
         load(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("proof", [VERIFIED, 'to = "10.0.5.0/24"'])
+def test_a_secret_goes_to_a_host_whose_network_or_certificate_is_known(tmp_path: Path, proof: str) -> None:
+    (rule,) = load(written(tmp_path, SECRET_FOR_A_NAME + proof)).rules
+    assert rule.relay.secret == "key"
 
 
 NO_ADDRESSES = [

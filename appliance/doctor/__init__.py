@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from appliance.config import Settings
-from appliance.doctor import data, locks, machine, network, rules, services
+from appliance.doctor import data, locks, machine, network, relays, rules, services
 from appliance.doctor.finding import Check, Finding, Level, exit_code
 from appliance.errors import VerbatimError
 
@@ -43,6 +43,7 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
         (Check.NFTABLES, machine.nftables),
         (Check.MEMORY, partial(machine.memory, settings)),
         (Check.LIMITS, machine.limits),
+        *(((Check.LIMITS, partial(relays.open_files, settings, said)),) if settings.relayed else ()),
         (Check.CLOCK, partial(machine.clock, settings)),
         (Check.FORWARDING, partial(network.forwarding, settings, heard)),
         (Check.RP_FILTER, partial(network.rp_filter, settings)),
@@ -51,6 +52,8 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
         (Check.OFFLOADS, partial(network.offloads, settings, nics)),
         (Check.RULES, partial(rules.rules, settings, nics)),
         (Check.RULES, partial(rules.routes, settings, nics)),
+        (Check.RELAYS, partial(relays.proxy, settings, nics)),
+        (Check.RELAYS, partial(relays.authorities, settings)),
         (Check.API, partial(rules.api, settings, nics)),
         (Check.PORTS, partial(services.ports, settings, heard)),
         (Check.PINS, partial(locks.pins, settings)),
@@ -62,6 +65,7 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
         (Check.JOURNAL, partial(data.aside, settings)),
         (Check.JOURNAL_KEY, partial(data.journal_key, settings)),
         (Check.CA, partial(data.authority, settings)),
+        (Check.SECRETS, partial(relays.secrets, settings)),
         (Check.PROCESSES, lambda: unheard or services.processes(settings, said, now)),
         (Check.REFUSALS, partial(services.refusals, said)),
     ]

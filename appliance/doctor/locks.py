@@ -143,7 +143,9 @@ def lock(settings: Settings) -> Iterator[Finding]:
     """Is the table as this version would set it up? Compared with one in a network namespace of our own."""
     wire = settings.wire
     try:
-        script = interlock.ruleset(wire.table, wire.agents, wire.upstream, interlock.api_ports(settings.api.listen))
+        ports = interlock.api_ports(settings.api.listen)
+        proxies = interlock.proxy_ports(settings.relay.proxy, ports)
+        script = interlock.ruleset(wire.table, wire.agents, wire.upstream, ports, proxies)
     except MalformedInput as error:
         what, _, remedy = str(error).partition("; ")
         yield Finding(Check.INTERLOCK, "", Level.FAIL, what, remedy)

@@ -11,7 +11,7 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from appliance.config import Rule, Settings
+from appliance.config import Rule, Settings, endpoint
 from appliance.doctor.finding import Check, Finding, Level
 from appliance.doctor.network import Nic
 from appliance.errors import MalformedInput
@@ -151,11 +151,8 @@ def api(settings: Settings, nics: Mapping[str, Nic]) -> Iterator[Finding]:
     own = {address for nic in nics.values() for address in nic.addresses}
     listening = []
     for text in settings.api.listen:
-        host, _, port = text.rpartition(":")
         try:
-            address = ip_address(host.removeprefix("[").removesuffix("]"))
-            if (address.version == 6) != host.startswith("[") or not 0 < int(port) < 65536:
-                raise ValueError
+            address, _ = endpoint(text)
         except ValueError:
             remedy = "write 10.0.0.1:8443 or [fd00::1]:8443"
             yield Finding(Check.API, text, Level.FAIL, "not an address and port", remedy)

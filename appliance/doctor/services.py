@@ -15,7 +15,7 @@ from appliance.doctor.finding import Check, Finding, Level
 from appliance.doctor.network import forwards
 from appliance.doctor.rules import opens
 from appliance.errors import MalformedInput, Unavailable, VerbatimError
-from appliance.health import MAX_LAG, PROCESSES, State, parts
+from appliance.health import MAX_LAG, PROCESSES, RELAY, State, parts
 from appliance.identity.jwks import Key, fetch_json, fetch_keys
 from appliance.overview import Said, backlog_seconds, counts, lag_seconds
 from appliance.status import check_readable, read
@@ -44,7 +44,8 @@ def heard(settings: Settings) -> tuple[Said | None, list[Finding]]:
 def processes(settings: Settings, said: Said, now: float) -> Iterator[Finding]:
     """Each process's faults. One that never ran is a warning while the gateway does not forward, nor has a pin."""
     begun = bool(said) or settings.wire.bpffs.is_dir() or forwards(settings)
-    for name, part in parts(said, embedded=not settings.store.url, names=PROCESSES).items():
+    names = (*PROCESSES, RELAY) if settings.relayed else PROCESSES
+    for name, part in parts(said, embedded=not settings.store.url, names=names).items():
         for fault, text in part.faults.items():
             what, _, remedy = text.rpartition("; ") if "; " in text else (text, "", "")
             level = Level.WARN if part.state is State.STOPPED and not begun else Level.FAIL
@@ -78,6 +79,7 @@ def ports(settings: Settings, said: Said | None) -> Iterator[Finding]:
     """Are the addresses that the processes want to listen on free, or theirs? `said`: None: that cannot be seen."""
     taken = listeners()
     wanted = [("api", "api.listen", address) for address in settings.api.listen]
+    wanted += [(RELAY, "relay.proxy", address) for address in settings.relay.proxy]
     if not settings.store.url:
         wanted.append(("store", "store.listen", settings.store.listen))
     for process, setting, address in wanted:

@@ -10,6 +10,8 @@ Out: spans of records, leases and events in the journal; marks on packets, which
     notes (what the process itself has to say) ── untold (refusals without a record) ── news (changes in the kernel)
     answers (to requests, and what the process says of itself) ── standstill (when it did nothing)
     spooled (what other processes left for the journal)
+    relays (processes that took flows, and died) ── steering (how they register) ── routing (the way to their sockets)
+    names ── naming (addresses of hosts that rules name, from DNS answers) ── program ── built (compiling, kept)
     daemon: the loop around them ── teardown (everything out of the kernel again, what the ring held journaled)
 
 What must never happen here: the ring is advanced before the journal has the span; a lease is in the kernel before it is

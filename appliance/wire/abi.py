@@ -340,12 +340,11 @@ class RelayValue(Packed):
 class Leg:
     """struct leg: the head, then one `SideState` per side; the relay is the client."""
 
-    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQQQII")
+    HEAD: ClassVar[struct.Struct] = struct.Struct("<QQQII")
     SIZE: ClassVar[int] = HEAD.size + 2 * SideState.LAYOUT.size
 
     start: int
     last: int
-    id: int
     worker: int
     flags: int
     client: SideState
@@ -353,13 +352,13 @@ class Leg:
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview, offset: int = 0) -> Self:
-        start, last, id, worker, flags, _ = cls.HEAD.unpack_from(data, offset)
+        start, last, worker, flags, _ = cls.HEAD.unpack_from(data, offset)
         first = offset + cls.HEAD.size
         client, server = SideState.unpack(data, first), SideState.unpack(data, first + SideState.LAYOUT.size)
-        return cls(start, last, id, worker, flags, client, server)
+        return cls(start, last, worker, flags, client, server)
 
     def pack(self) -> bytes:
-        head = self.HEAD.pack(self.start, self.last, self.id, self.worker, self.flags, 0)
+        head = self.HEAD.pack(self.start, self.last, self.worker, self.flags, 0)
         return head + self.client.pack() + self.server.pack()
 
 

@@ -42,7 +42,7 @@ from appliance.wire.routing import Routing
 from appliance.wire.spooled import Spooled
 from appliance.wire.standstill import Standstill
 from appliance.wire.sweep import Sweeper
-from appliance.wire.teardown import TornDown, forget, recall
+from appliance.wire.teardown import recall, resumed
 from appliance.wire.untold import Untold
 from appliance.wire.watch import Watch
 from appliance.wire.windows import Reopener
@@ -159,7 +159,7 @@ class Daemon:
         self._watch.guard(now)
         self._take_over(formers)
         if down is not None:
-            self._tell_of_a_teardown(down, self._notes.now())
+            resumed(down, tuple(self._interfaces.roles), self._notes, settings.data)
 
         self._selector.register(self._ring, selectors.EVENT_READ, lambda mask: None)
         self._selector.register(lock, selectors.EVENT_READ, self._ruleset_changed)
@@ -200,15 +200,6 @@ class Daemon:
         self._notes.event(
             "journal-set-aside", f"{text} read by the release that wrote it", now, path=str(path), version=version
         )
-
-    def _tell_of_a_teardown(self, down: TornDown, now: Now) -> None:
-        text = "program and locks were taken out of the kernel by a teardown: until now nothing was recorded"
-        bounds = {"since_ns": down.since_ns, "until_ns": now.unix}
-        if down.boot == now.boot:
-            bounds |= {"since_boottime_ns": down.since_boottime_ns, "until_boottime_ns": now.boottime}
-        self._notes.event("unguarded", text, now, **bounds, interfaces=list(self._interfaces.roles))
-        if self._notes.flush():
-            forget(self._settings.data)
 
     def _keep(self, resource: Any) -> Any:
         self._closers.append(resource.close)

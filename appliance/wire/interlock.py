@@ -38,6 +38,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 
+from appliance.config import endpoint
 from appliance.errors import MalformedInput, Unavailable
 from appliance.wire.abi import MARK_RECORDED, MARK_REFUSED, MARK_STEERED
 from appliance.wire.news import News
@@ -134,20 +135,20 @@ def _ports(ports: Sequence[int]) -> str:
     return "{ " + ", ".join(str(port) for port in sorted(set(ports))) + " }"
 
 
-def api_ports(listen: Sequence[str], name: str = "api.listen") -> tuple[int, ...]:
-    """TCP ports of these addresses, of setting `name`; those that any free port is taken for (0) are left out."""
+def api_ports(listen: Sequence[str]) -> tuple[int, ...]:
+    """TCP ports of the `api.listen` addresses; those that any free port is taken for (0) are left out."""
     ports = []
     for address in listen:
         port = address.rpartition(":")[2]
         if not port.isascii() or not port.isdecimal() or int(port) > 65535:
-            raise MalformedInput(f"{name} {address}: no port; write host:port or [v6]:port")
+            raise MalformedInput(f"api.listen {address}: no port; write host:port or [v6]:port")
         ports.append(int(port))
     return tuple(sorted({port for port in ports if port}))
 
 
 def proxy_ports(proxy: Sequence[str], api: Sequence[int]) -> tuple[int, ...]:
     """TCP ports of the `relay.proxy` addresses. Raises `MalformedInput` for one that is also the API's."""
-    ports = api_ports(proxy, "relay.proxy")
+    ports = tuple(sorted({endpoint(address)[1] for address in proxy}))
     if both := set(ports) & set(api):
         raise MalformedInput(f"relay.proxy: port {min(both)} is also one of api.listen; choose another one")
     return ports

@@ -40,10 +40,6 @@ class Named:
     number: int
     rule: config.Rule
 
-    def fits(self, name: str) -> bool:
-        host = self.rule.host
-        return name.endswith(host[1:]) if host.startswith("*.") else name == host
-
 
 def named_rules(rules: Sequence[config.Rule]) -> tuple[Named, ...]:
     """The rules whose addresses are learnt, the closest names first. Where a relay hears the name, it is asked."""
@@ -106,7 +102,7 @@ class Names:
         """Put the addresses of a name that some rule is about into the map."""
         if not config.HOST.fullmatch(answer.name):
             return
-        closest = [one for one in self._rules if one.fits(answer.name)]
+        closest = [one for one in self._rules if one.rule.is_about(answer.name)]
         for address, ttl in answer.addresses:
             if not (address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local):
                 taken: set[bytes] = set()

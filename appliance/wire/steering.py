@@ -57,8 +57,7 @@ class Steering:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._maps: dict[str, bpf.Map] = {}
-        self._places: dict[int, tuple[int, RelayValue]] = {}  # by what `register` gave out: where it is now
-        self._given = 0
+        self._place: tuple[bytes, RelayValue] | None = None  # key in map relays and what it holds, while registered
         number = worker_number(os.getpid())
         if number is None:
             raise Unavailable("/proc: not mounted; a relay cannot name itself without")
@@ -91,14 +90,14 @@ class Steering:
 
     def close(self) -> None:
         """Unregister, and let go of the maps. Legs that were not taken stay until the process ends."""
-        for given in list(self._places):
-            self.unregister(given)
-        self._release()
-
-    def _release(self) -> None:
-        for each in self._maps.values():
-            os.close(each.fd)
+        self.unregister()
+        self._let_go(self._maps)
         self._maps = {}
+
+    @staticmethod
+    def _let_go(maps: dict[str, bpf.Map]) -> None:
+        for each in maps.values():
+            os.close(each.fd)
 
     def tend(self) -> bool:
         """Once a second: see that this is still registered in the maps that the program uses. Whether it was not.
@@ -109,44 +108,37 @@ class Steering:
         fresh = self._open()
         same = all(bpf.map_id(fresh[name].fd) == bpf.map_id(self._maps[name].fd) for name in MAPS)
         old, self._maps = self._maps, fresh
-        for each in old.values():
-            os.close(each.fd)
-        lost = [given for given in self._places if not self._stands(given)]
-        for given in lost:
-            value = self._places[given][1]
-            self._places[given] = self._take_place(value), value
-        return not same or bool(lost)
+        self._let_go(old)
+        lost = self._place is not None and not self._stands(*self._place)
+        if self._place is not None and lost:
+            self._place = self._take_place(self._place[1])
+        return not same or lost
 
-    def _stands(self, given: int) -> bool:
-        slot, value = self._places[given]
-        return self._relays.lookup(U32.pack(slot)) == value.pack()
+    def _stands(self, key: bytes, value: RelayValue) -> bool:
+        return self._relays.lookup(key) == value.pack()
 
     @property
     def _relays(self) -> bpf.Map:
         return self._maps["relays"]
 
-    def register(self, port: int) -> int:
-        """Take new connections at `port`, where this process listens; what to unregister by. Raises `Unavailable`."""
-        value = RelayValue(self._worker, port)
-        slot, given = self._take_place(value), self._given
-        self._places[given] = slot, value
-        self._given += 1
-        return given
+    def register(self, port: int) -> None:
+        """Take new connections at `port`, where this process listens. Raises `Unavailable`."""
+        self._place = self._take_place(RelayValue(self._worker, port))
 
-    def _take_place(self, value: RelayValue) -> int:
-        for slot in range(abi.RELAYS_MAX):
+    def _take_place(self, value: RelayValue) -> tuple[bytes, RelayValue]:
+        for key in map(U32.pack, range(abi.RELAYS_MAX)):
             with suppress(FileExistsError):
-                self._relays.update(U32.pack(slot), value.pack(), bpf.NOEXIST)
-                return slot
+                self._relays.update(key, value.pack(), bpf.NOEXIST)
+                return key, value
         raise Unavailable(
             f"relay: all {abi.RELAYS_MAX} places are taken; run fewer workers, or wait for old ones to end"
         )
 
-    def unregister(self, given: int) -> None:
-        """Take no new connections at that port. Established ones, and handshakes that began, go on."""
-        if given in self._places and self._stands(given):
-            self._relays.delete(U32.pack(self._places[given][0]))
-        self._places.pop(given, None)
+    def unregister(self) -> None:
+        """Take no new connections. Established ones, and handshakes that began, go on."""
+        place, self._place = self._place, None
+        if place is not None and self._stands(*place):
+            self._relays.delete(place[0])
 
     def registered(self) -> int:
         """How many relays take connections, of this process and of others."""
@@ -166,14 +158,14 @@ class Steering:
         lease = LeaseValue.unpack(value)
         return lease.id if lease.expires > time.clock_gettime_ns(time.CLOCK_BOOTTIME) else None
 
-    def put_leg(self, key: FlowKey, *, transparent: bool, unbound: bool = False, id: int = 0) -> None:
+    def put_leg(self, key: FlowKey, *, transparent: bool, unbound: bool = False) -> None:
         """Tell the program of a connection that is about to be made. `key`: as this process sends, see `flow_key`.
 
-        `transparent`: its source is the agent's address; `unbound`: a server among the agents needs no lease; `id`: the
-        caller's own. Raises `Unavailable`: there are too many.
+        `transparent`: its source is the agent's address; `unbound`: a server among the agents needs no lease. Raises
+        `Unavailable`: there are too many.
         """
         flags = LEG_F_TRANSPARENT * transparent | LEG_F_UNBOUND * unbound
-        leg = Leg(0, 0, id, self._worker, flags, SideState(), SideState())
+        leg = Leg(0, 0, self._worker, flags, SideState(), SideState())
         try:
             self._maps["legs"].update(key.pack(), leg.pack())
         except OSError as error:

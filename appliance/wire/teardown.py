@@ -67,9 +67,20 @@ def recall(data: Path) -> TornDown | None:
     return None
 
 
-def forget(data: Path) -> None:
-    """It is on record that recording goes on."""
+def _forget(data: Path) -> None:
     (data / "state" / FILE).unlink(missing_ok=True)
+
+
+def resumed(down: TornDown, interfaces: Sequence[str], notes: Notes, data: Path) -> None:
+    """Recording goes on: put on record since when nothing was recorded."""
+    now = notes.now()
+    text = "program and locks were taken out of the kernel by a teardown: until now nothing was recorded"
+    bounds = {"since_ns": down.since_ns, "until_ns": now.unix}
+    if down.boot == now.boot:
+        bounds |= {"since_boottime_ns": down.since_boottime_ns, "until_boottime_ns": now.boottime}
+    notes.event("unguarded", text, now, **bounds, interfaces=list(interfaces))
+    if notes.flush():
+        _forget(data)
 
 
 def switches(names: Sequence[str], root: Path = SYSCTL) -> list[str]:
@@ -223,7 +234,7 @@ class _Teardown:
         notes.event("torn-down", text, notes.now(), since_ns=since, forwarding=list(on), drained=done.drained)
         if not notes.flush():
             if before is None:
-                forget(self._settings.data)
+                _forget(self._settings.data)
             raise Unavailable(f"wire: the teardown cannot be put on record, nothing was removed: {notes.held}")
 
     def _keep(self, rings: "Rings", notes: Notes) -> int:

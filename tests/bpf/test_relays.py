@@ -141,7 +141,7 @@ def test_malformed_segments_for_the_proxy(relayed: Bench) -> None:
 
 def put_leg(bench: Bench, source: str, server: str, flags: int = 0) -> bytes:
     key = flow_key(source, 50000, server, 5432).pack()
-    bench.map("legs").update(key, Leg(0, 0, 1, 2, flags, SideState(), SideState()).pack())
+    bench.map("legs").update(key, Leg(0, 0, 2, flags, SideState(), SideState()).pack())
     return key
 
 

@@ -24,8 +24,8 @@ def nft(script: str) -> None:
 
 
 def establish(settings: Settings) -> None:
-    wire = settings.wire
-    lock = interlock.Interlock(wire.table, wire.agents, wire.upstream, PORTS)
+    wire, proxies = settings.wire, interlock.proxy_ports(settings.relay.proxy, PORTS)
+    lock = interlock.Interlock(wire.table, wire.agents, wire.upstream, PORTS, proxies)
     try:
         lock.establish()
     finally:
@@ -53,6 +53,16 @@ def test_the_interlock(change: str, level: Level, says: str, tmp_path: Path) -> 
     (found,) = in_namespace(look)
     assert (found.level, bool(found.remedy)) == (level, level is not Level.OK)
     assert says in found.found
+
+
+def test_an_interlock_that_lets_agents_to_the_proxy() -> None:
+    settings = gateway(relay={"proxy": ["10.20.1.1:3128"]})
+
+    def look() -> list[Finding]:
+        establish(settings)
+        return list(locks.lock(settings))
+
+    assert worst(in_namespace(look)).level is Level.OK
 
 
 def test_an_interlock_of_other_settings() -> None:

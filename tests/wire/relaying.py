@@ -66,7 +66,6 @@ class Stub:
         self.steering = Steering(bpffs)
         self.sockets = listeners()
         self.lock = threading.Lock()
-        self.slot = -1
         self.agents: list[socket.socket] = []
         for sock in self.sockets:
             threading.Thread(target=self.accept, args=(sock,), daemon=True).start()
@@ -136,9 +135,9 @@ class Stub:
         for line in sys.stdin:
             match line.strip():
                 case "register":
-                    self.slot = self.steering.register(self.sockets[0].getsockname()[1])
+                    self.steering.register(self.sockets[0].getsockname()[1])
                 case "unregister":
-                    self.steering.unregister(self.slot)
+                    self.steering.unregister()
                 case "tend":
                     self.say("tended", lost=self.steering.tend())
                     continue
@@ -150,7 +149,7 @@ class Stub:
                     for sock in self.sockets:
                         sock.shutdown(socket.SHUT_RDWR)
                         sock.close()
-            self.say("done", slot=self.slot)
+            self.say("done")
 
 
 @dataclass

@@ -132,7 +132,7 @@ def test_layout_of_flow(compiled: dict[str, int]) -> None:
 
 
 def test_layout_of_leg(compiled: dict[str, int]) -> None:
-    head = ["start", "last", "id", "worker", "flags"]
+    head = ["start", "last", "worker", "flags"]
     assert _c_structs()["leg"] == [*head, "reserved", "sides"]
     assert compiled["sizeof(struct leg)"] == abi.Leg.SIZE
     assert compiled["offsetof(struct leg, sides)"] == abi.Leg.HEAD.size

@@ -65,27 +65,28 @@ def test_the_dead_are_forgotten_and_the_living_stay(settings: config.Settings, m
     told: list[dict[str, Any]] = []
     relays = Relays(maps["relays"], maps["legs"], lambda kind, text, now, **more: told.append({"kind": kind, **more}))
     steering = Steering.open(settings)
-    slot, gone = steering.register(1080), dead()
-    steering.put_leg(KEY, transparent=True, id=5)
+    steering.register(1080)
+    gone = dead()
+    steering.put_leg(KEY, transparent=True)
     other = FlowKey(KEY.source, KEY.destination, 40001, 443, 6, 4)
     maps["relays"].update((9).to_bytes(4, "little"), RelayValue(gone, 1081).pack())
-    maps["legs"].update(other.pack(), Leg(0, 0, 1, gone, 0, abi.SideState(), abi.SideState()).pack())
+    maps["legs"].update(other.pack(), Leg(0, 0, gone, 0, abi.SideState(), abi.SideState()).pack())
     relays.tend(NOW)
     assert told == [{"kind": "relay-gone", "slot": 9, "port": 1081, "pid": gone & (1 << 22) - 1}]
     assert (relays.serving, steering.registered()) == (1, 1)
     assert steering.leg(other) is None
     leg = steering.take_leg(KEY)
     assert leg is not None
-    assert (leg.id, leg.flags) == (5, abi.LEG_F_TRANSPARENT)
+    assert leg.flags == abi.LEG_F_TRANSPARENT
     assert steering.leg(KEY) is None
-    steering.unregister(slot)
+    steering.unregister()
     assert steering.registered() == 0
     steering.close()
 
 
 def test_a_registration_that_was_lost_is_made_again(settings: config.Settings, maps: dict[str, bpf.Map]) -> None:
     steering = Steering.open(settings)
-    slot = steering.register(1080)
+    steering.register(1080)
     assert not steering.tend()
     (place,) = maps["relays"].keys()
     maps["relays"].update(place, RelayValue(1, 1).pack())
@@ -98,20 +99,24 @@ def test_a_registration_that_was_lost_is_made_again(settings: config.Settings, m
     loader.open_program(settings.wire).close()
     assert steering.tend(), "other maps"
     assert steering.registered() == 1
-    steering.unregister(slot)
+    steering.unregister()
     assert steering.registered() == 0
     steering.close()
 
 
 def test_places_are_for_one_relay_each(settings: config.Settings) -> None:
-    one, other = Steering.open(settings), Steering.open(settings)
-    assert [each.register(1080) for each in (one, other) for _ in range(abi.RELAYS_MAX // 2)]
-    assert other.registered() == abi.RELAYS_MAX
+    relays = [Steering.open(settings) for _ in range(abi.RELAYS_MAX)]
+    for each in relays:
+        each.register(1080)
+    one = Steering.open(settings)
+    assert one.registered() == abi.RELAYS_MAX
     with pytest.raises(Unavailable, match="64 places are taken"):
         one.register(1080)
-    one.close()
-    assert other.registered() == abi.RELAYS_MAX // 2
-    other.close()
+    relays[5].close()
+    one.register(1080)
+    assert one.registered() == abi.RELAYS_MAX
+    for each in (one, *relays[:5], *relays[6:]):
+        each.close()
 
 
 def test_leases_and_flows_are_those_of_the_kernel(settings: config.Settings, maps: dict[str, bpf.Map]) -> None:
