@@ -19,6 +19,8 @@ from appliance.relay.dial import transparent
 BACKLOG: Final = 4096
 ACCEPTED: Final = 64  # connections taken in one turn
 PAUSE: Final = 0.1  # seconds of rest
+FILES: Final = 256  # descriptors of a worker that are not of flows: journal, maps, status, names, keys
+FILES_EACH: Final = 2  # of a flow
 EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 log = structlog.get_logger()
@@ -89,6 +91,16 @@ class Accepting:
             self._loop.remove_reader(sock.fileno())
             sock.close()
         self._listeners = []
+
+
+def flows_of(files: int) -> int:
+    """How many flows so many descriptors are enough for."""
+    return max(0, files - FILES) // FILES_EACH
+
+
+def files_for(flows: int) -> int:
+    """How many descriptors so many flows need."""
+    return FILES + FILES_EACH * flows
 
 
 def listener(

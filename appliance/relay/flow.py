@@ -11,6 +11,8 @@ the kernel counted on both legs.
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -21,12 +23,12 @@ from appliance.errors import VerbatimError
 from appliance.identity.credential import Kind
 from appliance.identity.leases import identity_to_json
 from appliance.journal.relayed import RelayedKind
-from appliance.model import Direction, Ending, Identity
+from appliance.model import UNBOUND, Direction, Ending, Identity
 from appliance.relay import dial
-from appliance.relay.failure import Failure
+from appliance.relay.failure import Failure, within
 from appliance.relay.leg import Leg
 from appliance.relay.route import Match
-from appliance.relay.surroundings import Surroundings
+from appliance.relay.surroundings import Counts, Kernel, Surroundings
 from appliance.relay.tls import agreed, offered, read_hello
 
 LINGER: Final = 5.0  # seconds for the last words of a flow to be taken
@@ -58,7 +60,8 @@ class Flow:
         self.server = server
         self.proxied = proxied
         self.trace = around.recording.trace()
-        self.identity: Identity | None = None
+        self.holder: Identity | None = None  # of the lease
+        self.identity: Identity | None = None  # who acts: the holder, or whom a token names
         self.lease = ""
         self.match: Match | None = None
         self.touched = around.second  # when bytes last moved
@@ -74,6 +77,7 @@ class Flow:
         self._dialled: tuple[str, int] = ("", 0)
         self._local: tuple[str, int] = ("", 0)
         self._session: tuple[ssl.SSLContext, str, int, str] | None = None
+        self._agreed: dict[Direction, dict[str, Any]] = {side: {} for side in Direction}  # with each peer about TLS
         self.tasks: set[asyncio.Task[None]] = set()
         agent.broken = lambda: self._broke("agent")
         agent.crashed = self.crashed
@@ -125,9 +129,20 @@ class Flow:
             self.ended[number] = True
             self.around.recording.say(self.trace, RelayedKind.EOF, {}, number, self.trace.offsets[number])
 
-    def identified(self, identity: Identity) -> None:
-        self.identity = identity
-        self.note("identified", f"an access token of {identity.subject}", {"identity": identity_to_json(identity)})
+    def held_by(self, holder: Identity) -> None:
+        """Whose the lease is."""
+        self.holder = self.identity = holder
+
+    def identified(self, identity: Identity, method: str) -> Identity:
+        """An access token that came by `method` says who acts. The run is told with the lease only: it goes on where
+        that is of the same person."""
+        holder = self.holder or UNBOUND
+        same = (holder.issuer, holder.subject) == (identity.issuer, identity.subject)
+        identity = replace(identity, method=method, run_id=holder.run_id if same else "")
+        if identity != self.identity:
+            self.identity = identity
+            self.note("identified", f"an access token of {identity.subject}", {"identity": identity_to_json(identity)})
+        return identity
 
     # -- the server's leg ------------------------------------------------------------------------------------------
 
@@ -164,11 +179,8 @@ class Flow:
         address, port = self._dialled
         name = name or address
         session = around.server_tls.session(context, address, port, name)
-        try:
-            async with asyncio.timeout(around.settings.relay.handshake_timeout):
-                await leg.start_tls(context, server=False, server_name=name, session=session)
-        except TimeoutError as error:
-            raise Failure("time-out", f"the server's TLS handshake took too long: {address} port {port}") from error
+        async with self._shaking(f"the server's TLS handshake took too long: {address} port {port}"):
+            await leg.start_tls(context, server=False, server_name=name, session=session)
         tls = leg.tls
         assert tls is not None
         self._session = (context, address, port, name)
@@ -186,7 +198,7 @@ class Flow:
             "source_port": self._local[1],
         }
         if leg.tls is not None:
-            said["tls"] = agreed(leg.tls, server=True)
+            said["tls"] = self._agreed[Direction.SERVER] = agreed(leg.tls, server=True)
         self.note("upstream", f"connected to {address} port {port}", said | attrs)
 
     def hang_up(self, *, reset: bool = False) -> dict[str, Any] | None:
@@ -198,25 +210,22 @@ class Flow:
             self.around.server_tls.keep(*self._session, leg.tls)
         self._session = None
         self.upstream = None
-        counts: dict[str, Any] = {"kernel": None, "socket": leg.counts()}
-        kernel = self.around.kernel
         try:
-            if kernel is not None:
-                counts["kernel"] = kernel.take_leg(*self._local, *self._dialled)
-        except (VerbatimError, OSError, LookupError) as error:  # the maps went away: there is no count
-            log.warning("not-counted", reason=str(error))
+            return self._counted(leg, lambda kernel: kernel.take_leg(*self._local, *self._dialled))
         finally:
             leg.close(reset=reset)
-        return counts
 
-    def _counted(self) -> dict[str, Any]:
-        """What was counted on the agent's leg."""
-        counts: dict[str, Any] = {"kernel": None, "socket": self.agent.counts()}
-        kernel = self.around.kernel
+    def _agent_counted(self, kernel: Kernel) -> Counts | None:
+        known = kernel.agent_leg(*self.client, *self.server)
+        return None if known is None else known.counts
+
+    def _counted(self, leg: Leg, ask: Callable[[Kernel], Counts | None]) -> dict[str, Any]:
+        """What was counted on a leg: by its socket, and by the kernel, which is asked."""
+        counts: dict[str, Any] = {"kernel": None, "socket": leg.counts()}
         try:
-            if kernel is not None and (known := kernel.agent_leg(*self.client, *self.server)) is not None:
-                counts["kernel"] = known.counts
-        except (VerbatimError, OSError, LookupError) as error:
+            if self.around.kernel is not None:
+                counts["kernel"] = ask(self.around.kernel)
+        except (VerbatimError, OSError, LookupError) as error:  # the maps went away: there is no count
             log.warning("not-counted", reason=str(error))
         return counts
 
@@ -235,27 +244,40 @@ class Flow:
     async def hello(self) -> ClientHello:
         """The agent's ClientHello, which stays to be read. Raises `Failure`."""
         self.agent.watch(False)
-        try:
-            async with asyncio.timeout(self.around.settings.relay.handshake_timeout):
-                return await read_hello(self.agent)
-        except TimeoutError as error:
-            raise Failure("time-out", "the agent's ClientHello took too long") from error
+        async with self._shaking("the agent's ClientHello took too long"):
+            return await read_hello(self.agent)
 
     async def secure_agent(self, name: str, upstream: bytes | None, alpn: str) -> None:
         """TLS with the agent, as `name`. Raises `Failure`."""
         context = self.around.agent_tls.context(name, upstream, alpn)
-        try:
-            async with asyncio.timeout(self.around.settings.relay.handshake_timeout):
-                await self.agent.start_tls(context, server=True)
-        except TimeoutError as error:
-            raise Failure("time-out", "the agent's TLS handshake took too long") from error
+        async with self._shaking("the agent's TLS handshake took too long"):
+            await self.agent.start_tls(context, server=True)
+
+    def _shaking(self, late: str) -> AbstractAsyncContextManager[None]:
+        return within(self.around.settings.relay.handshake_timeout, late)
 
     def tell_tls(self, **attrs: Any) -> None:
         """Put on record how TLS with the agent was agreed."""
         tls = self.agent.tls
         assert tls is not None
-        said = agreed(tls, server=False) | attrs
+        said = self._agreed[Direction.CLIENT] = agreed(tls, server=False) | attrs
         self.note("tls", f"{said['version']} with the agent", said)
+
+    def tell_unconfirmed(self, direction: Direction, leg: Leg) -> None:
+        """Put on record that a peer's TLS ended without its closing alert. Many peers say none: that alone is no
+        finding, bytes that are lost are one."""
+        if not leg.unconfirmed:
+            return
+        if leg.truncated:
+            side = "agent" if direction is Direction.CLIENT else "server"
+            self.note(
+                "tls-truncated", f"{side}: the connection ended within a record of TLS", {"side": side}, direction
+            )
+        tls = self._agreed[direction] | {"ended": "without close_notify"}
+        if direction is Direction.CLIENT:
+            self.note("tls", "the agent ended TLS without a closing alert", tls)
+        else:
+            self.note("upstream", "the server ended TLS without a closing alert", {"tls": tls})
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -344,7 +366,7 @@ class Flow:
             return
         self.alive = False
         try:
-            counts = self._counted()
+            counts = self._counted(self.agent, self._agent_counted)
             legs = {"agent": counts, "upstream": self.hang_up(reset=reset)}
             said = {"ending": ending.value, "reason": reason, "legs": legs}
             self.around.recording.say(self.trace, RelayedKind.CLOSE, said)

@@ -15,7 +15,7 @@ class _Version(Mediator, Protocol):
     def routed(self, rule: RelayRule, secret: Secret | None) -> None: ...
 
 
-class HttpMediator:
+class HttpMediator(Mediator):
     """One connection of an agent. HTTP/2 without TLS begins with its preface (RFC 9113 §3.3, prior knowledge)."""
 
     ready = True  # a request may come at any time: there is no log-in
@@ -32,9 +32,6 @@ class HttpMediator:
 
     def limit(self, direction: Direction) -> int:
         return ANY if self._version is None else self._version.limit(direction)
-
-    def start(self) -> Commands:
-        return []
 
     def routed(self, rule: RelayRule, secret: Secret | None) -> None:
         if self._version is not None:
@@ -71,9 +68,6 @@ class HttpMediator:
 
     def dial_failed(self, reason: str, text: str) -> Commands:
         return cast(_Version, self._version).dial_failed(reason, text)
-
-    def secured(self, peer: Direction) -> Commands:
-        return []
 
     def identified(self, identity: Identity) -> Commands:
         return cast(_Version, self._version).identified(identity)

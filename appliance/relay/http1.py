@@ -18,16 +18,10 @@ from appliance.identity.credential import Secret
 from appliance.model import Direction, Identity
 from appliance.relay.failure import Failure
 from appliance.relay.http1_exchange import Exchange
+from appliance.relay.http_access import Access
 from appliance.relay.http_answer import MISDIRECTED, answer, dial_status, status_of
 from appliance.relay.http_body import BodyReader
-from appliance.relay.http_credentials import (
-    AUTHORIZED,
-    PROXY_AUTHORIZED,
-    credential_field,
-    credential_note,
-    loose_secrets,
-    token_in,
-)
+from appliance.relay.http_credentials import PROXY_AUTHORIZED, loose_secrets
 from appliance.relay.http_head import (
     Ambiguous,
     Framing,
@@ -43,7 +37,7 @@ from appliance.relay.mediator import (
     Dial,
     Fail,
     HangUp,
-    Identify,
+    Mediator,
     Note,
     Pass,
     Refuse,
@@ -59,13 +53,12 @@ CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 KEEPS: Final = (401, 407)  # answers behind which an agent may come again with a token
 
 
-class Http1(Exchange):
+class Http1(Exchange, Mediator):
     """One connection of an agent."""
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._told = False  # that the rule's credential is used
-        self._named = False  # a token came on this connection: each request needs one
+        self._access = Access(context)
         self._token = ""  # of the request in hand
         self._connected: tuple[str, int] | None = None  # the server that is connected
         self._agent_ended = False
@@ -80,12 +73,8 @@ class Http1(Exchange):
             return 0
         return ANY
 
-    def start(self) -> Commands:
-        return []
-
     def routed(self, rule: RelayRule, secret: Secret | None) -> None:
-        """The rule of the server that was dialled."""
-        self._rule, self._secret = rule, secret
+        self._access.routed(rule, secret)
 
     def receive(self, direction: Direction, data: bytes) -> Commands:
         out: Commands = []
@@ -101,11 +90,6 @@ class Http1(Exchange):
         except Malformed as fault:
             self._refuse_answer(fault, out)
         return out
-
-    @property
-    def _tokens(self) -> bool:
-        """Whether what the agent says may hold a token for the gateway."""
-        return self._context.proxied or self._rule.identify == "token"
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -123,25 +107,17 @@ class Http1(Exchange):
         if not context.proxied and not context.permits(self._target.host or context.server_name):
             self._decline(MISDIRECTED, "host", "the request's Host is of another rule than the connection", out)
             return
-        name = PROXY_AUTHORIZED if context.proxied else AUTHORIZED
-        given = request.values(name) if self._tokens else []
-        self._token = token_in(given)
-        if self._token:
-            out.append(Identify(self._token, "http-proxy" if context.proxied else "http-authorization"))
-        elif given:
-            self._refuse_token("the access token must come once, as Bearer or as the password of Basic", out)
-        elif self._needs_token:
-            how = "as the proxy's password" if context.proxied else "as Authorization: Bearer"
-            self._refuse_token(f"an access token is needed {how}", out)
-        else:
+        self._token = ""
+        try:
+            wanted = self._access.wanted(request)
+        except Failure as failure:
+            self._refuse_token(failure.text, out)
+            return
+        if wanted is None:
             self._proceed(out)
-
-    @property
-    def _needs_token(self) -> bool:
-        known = self._context.identity
-        if self._context.proxied:
-            return known is None or self._named
-        return self._rule.identify == "token" and (known is None or known.method == "lease" or self._named)
+        else:
+            self._token = wanted.token
+            out.append(wanted)
 
     def _refuse_token(self, text: str, out: Commands) -> None:
         self._decline(407 if self._context.proxied else 401, "token", text, out)
@@ -149,7 +125,7 @@ class Http1(Exchange):
     def identified(self, identity: Identity) -> Commands:
         out: Commands = []
         if self._request is not None:
-            self._named = True
+            self._access.identified()
             self._proceed(out)
         self._more(out)
         return out
@@ -215,19 +191,14 @@ class Http1(Exchange):
 
     def _send(self, request: Request, out: Commands) -> None:
         """To the server, with what has to be changed."""
-        credential = None
-        if self._secret is not None:
-            try:
-                credential = credential_field(self._secret)
-            except Failure as failure:
-                self._decline(503, failure.reason, failure.text, out)
-                return
-            if not self._told:
-                self._told = True
-                out.append(credential_note(self._secret, credential[0]))
+        try:
+            credential = self._access.credential(out)
+        except Failure as failure:
+            self._decline(503, failure.reason, failure.text, out)
+            return
         said = rewritten(
             request,
-            taken=(AUTHORIZED,) if self._authorization_is_ours(request) else (),
+            taken=self._access.ours(request, self._token),
             credential=credential,
             path=self._target.path if self._context.proxied else b"",
             proxied=self._context.proxied,
@@ -243,17 +214,11 @@ class Http1(Exchange):
         body = BodyReader(request.body)
         self._sending = None if body.done else body
 
-    def _authorization_is_ours(self, request: Request) -> bool:
-        """Authorization holds a token for the gateway, so that the server must not see it."""
-        if self._rule.identify == "token":
-            return True
-        return bool(self._token) and token_in(request.values(AUTHORIZED)) == self._token
-
     def _take(self, request: Request, out: Commands) -> None:
         """On record, without what the gateway took for itself."""
-        names = [PROXY_AUTHORIZED] if self._context.proxied else []
-        if self._authorization_is_ours(request):
-            names.append(AUTHORIZED)
+        names = self._access.ours(request, self._token)
+        if self._context.proxied:
+            names.append(PROXY_AUTHORIZED)
         out.append(Take(CLIENT, request.raw, masked(request, names)))
 
     # -- answers ---------------------------------------------------------------------------------------------------
@@ -322,16 +287,13 @@ class Http1(Exchange):
         self._shut("", "", out)
 
     def _shut(self, reason: str, text: str, out: Commands) -> None:
-        self._late = Late(hides=self._tokens)
+        self._late = Late(hides=self._access.takes_tokens)
         if reason:
             out.append(Refuse(reason, text))
         self._asked, self._answering, self._sending, self._receiving = b"", False, None, None
         if self._connected is not None:
             out.append(HangUp())
         out.append(Shut(CLIENT))
-
-    def secured(self, peer: Direction) -> Commands:
-        return []
 
     def stop(self, reason: str, text: str) -> Commands:
         out: Commands = []
@@ -387,7 +349,8 @@ class Http1(Exchange):
             self._request, self._token = None, ""
         if self._agent:
             data = bytes(self._agent)
-            out.append(Take(CLIENT, data, loose_secrets(data) if self._tokens else ()))
+            secrets = loose_secrets(data, self._access.names) if self._access.takes_tokens else ()
+            out.append(Take(CLIENT, data, secrets))
             self._agent.clear()
 
 

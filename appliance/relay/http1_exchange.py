@@ -1,7 +1,7 @@
 """What agent and server say in HTTP/1.1, message by message: heads are judged, bodies pass."""
 
-from appliance.config import RelayRule
-from appliance.identity.credential import Secret
+from abc import ABC, abstractmethod
+
 from appliance.model import Direction
 from appliance.relay.http_body import BodyReader
 from appliance.relay.http_head import (
@@ -23,13 +23,11 @@ from appliance.relay.mediator import Commands, Context, Pass, Take
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 
 
-class Exchange:
+class Exchange(ABC):
     """One request at a time and its answer. The reading methods raise `Malformed`; those bytes are held still."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._rule: RelayRule = context.rule
-        self._secret: Secret | None = context.secret
         self._agent, self._server = bytearray(), bytearray()  # what is not whole, and what waits behind it
         self._heads, self._answers = HeadScan(REQUEST_LINE), HeadScan(STATUS_LINE)
         self._blank = False  # an empty line before a request was taken
@@ -44,17 +42,17 @@ class Exchange:
         self._late: Late | None = None  # the last answer is said
         self._done = False
 
+    @abstractmethod
     def _judge(self, request: Request, out: Commands) -> None:
         """A request's head is whole, and is in hand now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _answered(self, out: Commands) -> None:
         """An answer is whole."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _switch(self, out: Commands) -> None:
         """The server agreed to another protocol."""
-        raise NotImplementedError
 
     def _requests(self, out: Commands) -> None:
         agent = self._agent

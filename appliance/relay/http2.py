@@ -25,11 +25,12 @@ from appliance.relay.http2_agent import AgentFrames
 from appliance.relay.http2_block import Block
 from appliance.relay.http2_head import Fields, Head, check_trailers, encode, read_request
 from appliance.relay.http2_server import Stream
+from appliance.relay.http_access import Access
 from appliance.relay.http_answer import MISDIRECTED, dial_status, status_of
-from appliance.relay.http_credentials import AUTHORIZED, credential_field, credential_note, token_in
+from appliance.relay.http_credentials import AUTHORIZED
 from appliance.relay.http_head import Ambiguous, Malformed
 from appliance.relay.http_late import Late
-from appliance.relay.mediator import ANY, Commands, Context, Dial, Fail, HangUp, Identify, Note, Refuse, Say, Shut, Take
+from appliance.relay.mediator import ANY, Commands, Context, Dial, Fail, HangUp, Mediator, Note, Refuse, Say, Shut, Take
 
 MAX_STREAMS: Final = 1024  # at one time
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
@@ -44,16 +45,13 @@ class Asked:
     end_stream: bool
 
 
-class Http2(AgentFrames):
+class Http2(AgentFrames, Mediator):
     """One connection of an agent."""
 
     def __init__(self, context: Context) -> None:
-        super().__init__(hides=context.rule.identify == "token")
+        self._access = Access(context)
+        super().__init__(frozenset(self._access.names if self._access.takes_tokens else ()))
         self._context = context
-        self._rule: RelayRule = context.rule
-        self._secret: Secret | None = context.secret
-        self._named = False  # a token came on this connection: each request needs one
-        self._told = False  # that the rule's credential is used
         self._waiting: Asked | None = None  # for an identity
         self._dialling = self._connected = False
         self._unreachable: tuple[int, str, str] | None = None  # status, reason, text
@@ -66,11 +64,8 @@ class Http2(AgentFrames):
     def limit(self, direction: Direction) -> int:
         return ANY
 
-    def start(self) -> Commands:
-        return []
-
     def routed(self, rule: RelayRule, secret: Secret | None) -> None:
-        self._rule, self._secret = rule, secret
+        self._access.routed(rule, secret)
 
     def receive(self, direction: Direction, data: bytes) -> Commands:
         out: Commands = []
@@ -164,24 +159,21 @@ class Http2(AgentFrames):
 
     def _identify(self, asked: Asked, out: Commands) -> None:
         """Who says it?"""
-        if self._rule.identify != "token":
-            self._send(asked, out)
+        try:
+            wanted = self._access.wanted(asked.head)
+        except Failure as failure:
+            self._decline(asked, 401, failure.reason, failure.text, out)
             return
-        given, known = asked.head.values(AUTHORIZED), self._context.identity
-        token = token_in(given)
-        if token:
-            self._waiting = asked
-            out.append(Identify(token, "http-authorization"))
-        elif given:
-            self._decline(asked, 401, "token", "the access token must come once, as Bearer", out)
-        elif self._named or known is None or known.method == "lease":
-            self._decline(asked, 401, "token", "an access token is needed as Authorization: Bearer", out)
-        else:
+        if wanted is None:
             self._send(asked, out)
+        else:
+            self._waiting = asked
+            out.append(wanted)
 
     def identified(self, identity: Identity) -> Commands:
         out: Commands = []
-        asked, self._waiting, self._named = self._waiting, None, True
+        asked, self._waiting = self._waiting, None
+        self._access.identified()
         if asked is not None:
             self._send(asked, out)
         self._go_on(out)
@@ -198,18 +190,13 @@ class Http2(AgentFrames):
     def _send(self, asked: Asked, out: Commands) -> None:
         """To the server, with what has to be changed."""
         head = asked.head
-        drop = {AUTHORIZED} if self._rule.identify == "token" else set()
-        add: list[tuple[bytes, bytes]] = []
-        if self._secret is not None:
-            try:
-                add.append(credential_field(self._secret))
-            except Failure as failure:
-                self._decline(asked, 503, failure.reason, failure.text, out)
-                return
-            drop.add(add[0][0])
-            if not self._told:
-                self._told = True
-                out.append(credential_note(self._secret, add[0][0]))
+        try:
+            credential = self._access.credential(out)
+        except Failure as failure:
+            self._decline(asked, 503, failure.reason, failure.text, out)
+            return
+        drop, add = set(self._access.ours(head)), [] if credential is None else [credential]
+        drop.update(name for name, _ in add)
         fields = [field for field in head.fields if field[0] not in drop] + add
         block = encode(fields, frozenset(name for name, _ in add) | {AUTHORIZED})
         out.append(Say(SERVER, say.headers(asked.stream, block, end_stream=asked.end_stream)))
@@ -255,9 +242,6 @@ class Http2(AgentFrames):
             out.append(Shut(SERVER))
         else:
             self._shut("", "", None, out)
-
-    def secured(self, peer: Direction) -> Commands:
-        return []
 
     def stop(self, reason: str, text: str) -> Commands:
         out: Commands = []

@@ -1,5 +1,6 @@
 """What an agent says in HTTP/2, frame by frame: header blocks to requests and trailers, all else as it came."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import Final
 
@@ -29,30 +30,32 @@ MAX_CONTROL: Final = 64 * 1024 + 256  # bytes of a frame other than DATA
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 
 
-class AgentFrames:
-    """`hides`: a token may be in header blocks. The methods raise `Malformed` where the connection must end."""
+class AgentFrames(ABC):
+    """`tokens`: names of the fields that may hold one, if one is to be taken. The methods raise `Malformed` where the
+    connection must end."""
 
-    def __init__(self, *, hides: bool) -> None:
-        self._hides = hides
+    def __init__(self, tokens: frozenset[bytes]) -> None:
+        self._hides = bool(tokens)
         self._held = bytearray()
         self._begun = False  # the preface was seen
         self._left = 0  # bytes of the present DATA frame that are to come
         self._data = (0, 0, 0)  # its stream, flags and length
         self._padding: int | None = None  # of it; None: that is still to come
         self._block: Block | None = None
-        self._blocks = Blocks(hides=hides)
+        self._blocks = Blocks(tokens)
         self._streams: dict[int, Stream] = {}
         self._refused: OrderedDict[int, None] = OrderedDict()
         self._highest = 0
         self._server = ServerFrames(self._streams)
         self._run = bytearray()  # bytes that pass and are not said yet
 
+    @abstractmethod
     def _request(self, block: Block, fields: Fields, out: Commands) -> None:
         """A request begins."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _trailers(self, block: Block, fields: Fields, out: Commands) -> None:
-        raise NotImplementedError
+        """A request ends with fields."""
 
     # -- what becomes of bytes -------------------------------------------------------------------------------------
 

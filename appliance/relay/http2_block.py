@@ -63,12 +63,13 @@ class Block:
 
 
 class Blocks:
-    """Decodes one direction. `hides`: credentials are masked in what goes on record."""
+    """Decodes one direction. `tokens`: names of the fields that may hold one; if there are any, credentials are masked
+    in what goes on record."""
 
-    def __init__(self, *, hides: bool) -> None:
+    def __init__(self, tokens: frozenset[bytes]) -> None:
         self._decoder = Decoder(MAX_LIST)
         self._decoder.max_allowed_table_size = MAX_TABLE
-        self._observer = Observer() if hides else None
+        self._observer = Observer(frozenset(name.decode() for name in tokens)) if tokens else None
 
     def read(self, block: Block) -> tuple[Fields, bytes, list[tuple[int, int, str]]]:
         """Its fields; its frames for the record; and which ranges of those are masked. Raises `Malformed`."""

@@ -1,14 +1,15 @@
 """Credentials in HTTP: the agent's token, which ends at the gateway, and the rule's own, which takes its place.
 
 A token comes as `Bearer`, or in `Basic`, which is all that many clients' proxy settings can hold: as the password, or
-as the user's name where there is no password.
+as the user's name where there is no password. Where the rule's credential goes into a field of its own, as X-Api-Key,
+clients have a place for a key there and none in Authorization: so it may hold the token, bare.
 """
 
 import base64
 import binascii
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol
 
 from appliance.identity.credential import AUTHORIZATION, Kind, Secret
 from appliance.relay.failure import Failure
@@ -18,7 +19,31 @@ Range = tuple[int, int, str]  # start, end, what
 AUTHORIZED: Final = AUTHORIZATION.encode()
 PROXY_AUTHORIZED: Final = b"proxy-authorization"
 # A field that may hold a token, in bytes that are not a well-formed head: with all that may be its continuation.
-_LOOSE: Final = re.compile(rb"authorization[^\n:]{0,64}:([^\n]*(?:\n[ \t][^\n]*)*)", re.IGNORECASE)
+_LOOSE: Final = rb"(%b)[^\n:]{0,64}:([^\n]*(?:\n[ \t][^\n]*)*)"
+
+
+class Head(Protocol):
+    """Of HTTP/1 or HTTP/2: `values` of the fields with a name in lower case."""
+
+    def values(self, name: bytes) -> list[bytes]: ...
+
+
+def token_fields(secret: Secret | None) -> tuple[bytes, ...]:
+    """Names in lower case of the fields that may hold an agent's token, where the rule has this credential. The first
+    one that a request has counts."""
+    if secret is None or secret.kind is not Kind.TOKEN or not secret.header:
+        return (AUTHORIZED,)
+    return tuple(dict.fromkeys((AUTHORIZED, secret.header.encode("latin-1"))))
+
+
+def token_of(head: Head, names: Iterable[bytes]) -> str | None:
+    """The token in the first of these fields that is there; "": it holds none, or comes several times; None: there is
+    no such field."""
+    for name in names:
+        if values := head.values(name):
+            bare = len(values) == 1 and b" " not in values[0] and name not in (AUTHORIZED, PROXY_AUTHORIZED)
+            return values[0].decode("latin-1") if bare else token_in(values)
+    return None
 
 
 def token_in(values: Sequence[bytes]) -> str:
@@ -44,9 +69,10 @@ def hidden(value: bytes) -> int:
     return len(scheme) + 1 if space and rest and scheme.isalnum() and len(scheme) <= 16 else 0
 
 
-def loose_secrets(data: bytes) -> tuple[Range, ...]:
-    """Where tokens may be in bytes that were not understood."""
-    return tuple((*found.span(1), "authorization") for found in _LOOSE.finditer(data) if found[1])
+def loose_secrets(data: bytes, names: Iterable[bytes]) -> tuple[Range, ...]:
+    """Where tokens may be in bytes that were not understood; `names` of the fields that may hold one."""
+    fields = re.compile(_LOOSE % b"|".join(map(re.escape, names)), re.IGNORECASE)
+    return tuple((*found.span(2), found[1].lower().decode()) for found in fields.finditer(data) if found[2])
 
 
 def credential_field(secret: Secret) -> tuple[bytes, bytes]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from appliance.relay.http_credentials import PROXY_AUTHORIZED, Range, hidden
+from appliance.relay.http_credentials import AUTHORIZED, PROXY_AUTHORIZED, Range, hidden
 from appliance.relay.http_head import Framing, Request
 
 OF_UPGRADES = (b"upgrade", b"http2-settings")
@@ -47,10 +47,10 @@ def rewritten(
 
 
 def masked(request: Request, names: Collection[bytes]) -> tuple[Range, ...]:
-    """What of these fields' values is not for the record: all but their schemes."""
+    """What of these fields' values is not for the record: all, but for the schemes of those that have one."""
     ranges: list[Range] = []
     for field in request.fields:
-        shown = hidden(field.value)
+        shown = hidden(field.value) if field.name in (AUTHORIZED, PROXY_AUTHORIZED) else 0
         if field.name in names and len(field.value) > shown:
             start = field.value_start
             ranges.append((start + shown, start + len(field.value), field.name.decode()))

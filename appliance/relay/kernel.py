@@ -15,16 +15,13 @@ class ProgramView:
 
     def __init__(self, settings: Settings) -> None:
         self._steering = Steering.open(settings)
-        self._given: int | None = None
 
     def register(self, port: int) -> None:
-        """From now on, new flows are steered to this port. Raises `Refused` when all places are taken."""
-        self._given = self._steering.register(port)
+        """From now on, new flows are steered to this port. Raises `Unavailable` when all places are taken."""
+        self._steering.register(port)
 
     def unregister(self) -> None:
-        if self._given is not None:
-            self._steering.unregister(self._given)
-            self._given = None
+        self._steering.unregister()
 
     def agent_leg(self, client: str, client_port: int, server: str, server_port: int) -> AgentLeg | None:
         flow = self._steering.flow(client, client_port, server, server_port)

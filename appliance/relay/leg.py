@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from appliance.relay import handshake, tcp_info
 from appliance.relay.failure import Failure
+from appliance.relay.tls_records import Records
 
 RECEIVE: Final = 32 * 1024  # bytes taken from a socket, or given to TLS, at once: OpenSSL keeps buffers of that size
 _RECORD: Final = 16384  # plaintext bytes of one TLS record at most
@@ -36,8 +37,8 @@ class Leg:
 
     __slots__ = (
         *("_answers", "_backlog", "_found", "_incoming", "_loop", "_outgoing"),
-        *("_read", "_reading", "_reset", "_shut", "_tls", "_unread", "_writing"),
-        *("broken", "closed", "crashed", "drained", "ended", "fd", "readable", "sock", "waiting"),
+        *("_read", "_reading", "_records", "_reset", "_shut", "_unread", "_writing"),
+        *("broken", "closed", "crashed", "drained", "ended", "fd", "readable", "sock", "tls", "unconfirmed", "waiting"),
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
@@ -50,14 +51,16 @@ class Leg:
         self.drained: Callable[[], None] = _nothing
         self.broken: Callable[[], None] = _nothing
         self.crashed: Callable[[], None] = _nothing
-        self._tls: ssl.SSLObject | None = None
+        self.tls: ssl.SSLObject | None = None
         self._incoming = self._outgoing = ssl.MemoryBIO()
         self._backlog: deque[memoryview] = deque()
         self._unread = b""
         self._answers = 0  # bytes that TLS said by itself since the peer has last taken everything
         self._found = False  # the end, or a fault, before it was read
         self.waiting = 0  # bytes that wait to be sent, as they go over the wire
+        self._records = Records()  # of the peer's TLS
         self.ended = False  # the peer sends no more
+        self.unconfirmed = False  # its TLS ended without a closing alert (RFC 8446 §6.1)
         self._shut = 0  # 1: nothing more is to be sent, 2: the peer was told
         self._reading = self._writing = False
         self._reset = False  # the peer reset the connection
@@ -65,8 +68,9 @@ class Leg:
         self.closed = False
 
     @property
-    def tls(self) -> ssl.SSLObject | None:
-        return self._tls
+    def truncated(self) -> bool:
+        """The peer's TLS ended within a record, whose bytes are lost."""
+        return self.unconfirmed and self._records.within
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -93,9 +97,9 @@ class Leg:
     @property
     def held(self) -> bool:
         """Whether there are bytes to read for which the socket will not call."""
-        if self._unread or self._tls is None or self.ended:
+        if self._unread or self.tls is None or self.ended:
             return bool(self._unread)
-        return self._incoming.pending > 0 or self._tls.pending() > 0 or self._found
+        return self._incoming.pending > 0 or self.tls.pending() > 0 or self._found
 
     def unread(self, data: bytes) -> None:
         """Bytes that were read already, to be read again."""
@@ -108,7 +112,7 @@ class Leg:
             view[:size] = self._unread[:size]
             self._unread = self._unread[size:]
             return size
-        if self._tls is not None:
+        if self.tls is not None:
             return self._decrypt(view)
         try:
             size = self.sock.recv_into(view)
@@ -126,7 +130,7 @@ class Leg:
         return size
 
     def _decrypt(self, view: memoryview) -> int:
-        tls, incoming = self._tls, self._incoming
+        tls, incoming = self.tls, self._incoming
         assert tls is not None
         taken, room = 0, len(view)
         dry = incoming.pending >= _RECORD  # the socket has nothing more for now, or is not to be asked
@@ -151,10 +155,9 @@ class Leg:
         except ssl.SSLError as error:
             if taken:  # give these out first
                 return taken
-            if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
-                self.ended = True
-                raise Failure("tls-truncated", "the connection ended without a closing alert of TLS") from error
-            raise Failure("tls", f"TLS failed: {handshake.reason_of(error)}") from error
+            if not isinstance(error, ssl.SSLEOFError) and error.reason != "UNEXPECTED_EOF_WHILE_READING":
+                raise Failure("tls", f"TLS failed: {handshake.reason_of(error)}") from error
+            self.ended = self.unconfirmed = True
         if self._outgoing.pending:
             self._answer()
         return taken if taken or self.ended else AGAIN
@@ -173,6 +176,7 @@ class Leg:
             return True
         if size:
             incoming.write(_SCRATCH[:size])
+            self._records.feed(_SCRATCH[:size])
             self._read += size
             self._look_behind()
         elif self._reset:
@@ -188,7 +192,7 @@ class Leg:
         self._answers = self._answers + self._outgoing.pending if self._backlog else 0
         if self._answers > _MAX_ANSWERS:
             raise Failure("tls", "the peer has TLS answer again and again, and does not take the answers")
-        self._flush_tls()
+        self._transmit(self._outgoing.read())
 
     def _look_behind(self) -> None:
         """Bytes were read, and the connection may have failed behind them: the loop tells of that once only (libuv
@@ -207,23 +211,16 @@ class Leg:
         """Send, now or as soon as the peer takes it. `data` may be reused when this returns."""
         if self._shut or self.closed or self._reset:
             return
-        if self._tls is not None:
+        if self.tls is not None:
             try:
-                if len(data) <= RECEIVE:
-                    self._tls.write(data)
-                    self._transmit(self._outgoing.read())
-                    return
                 for at in range(0, len(data), RECEIVE):
-                    self._tls.write(data[at : at + RECEIVE])
+                    self.tls.write(data[at : at + RECEIVE])
                     self._transmit(self._outgoing.read())
             except ssl.SSLError:
                 self._loop.call_soon(self.broken)
                 return
         else:
             self._transmit(data)
-
-    def _flush_tls(self) -> None:
-        self._transmit(self._outgoing.read())
 
     def _transmit(self, data: bytes | memoryview) -> None:
         sent = 0
@@ -294,11 +291,11 @@ class Leg:
         closing alert: the peer learns that what it was sent may be cut."""
         if self._shut or self.closed:
             return
-        if self._tls is not None and whole:
+        if self.tls is not None and whole:
             self._hold()
             with suppress(ssl.SSLError):  # it waits for the peer's own closing alert, which reading finds
-                self._tls.unwrap()
-            self._flush_tls()
+                self.tls.unwrap()
+            self._transmit(self._outgoing.read())
         self._shut = 1
         if not self._backlog:
             self._say_shut()
@@ -306,7 +303,7 @@ class Leg:
     def _hold(self) -> None:
         """Decrypt what was received before the closing alert is said: OpenSSL takes such bytes for a fault behind it
         (SSL_shutdown(3)). What ends them is found again by who reads."""
-        tls = self._tls
+        tls = self.tls
         assert tls is not None
         try:
             while self._incoming.pending or tls.pending():
@@ -341,21 +338,24 @@ class Leg:
         tls = handshake.begin(
             context, self._incoming, self._outgoing, server=server, server_name=server_name, session=session
         )
+        self._records = Records()
         self._incoming.write(self._unread)
+        self._records.feed(self._unread)
         self._unread = b""
         done = False
         while not done:
             try:
                 done = handshake.step(tls)
             finally:
-                self._flush_tls()
+                self._transmit(self._outgoing.read())
             if not done:
                 data = await self.receive()
                 if data:
                     self._incoming.write(data)
+                    self._records.feed(data)
                 else:
                     self._incoming.write_eof()
-        self._tls = tls
+        self.tls = tls
 
     async def receive(self) -> bytes:
         """The next bytes as they come over the wire, b"" at the end; for handshakes. Raises `Failure`."""

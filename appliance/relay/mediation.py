@@ -1,7 +1,6 @@
 """Carries out what a mediator says, in its order, behind the records of what it was told."""
 
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
 from typing import Any, Final
 
 from appliance.errors import VerbatimError
@@ -113,17 +112,15 @@ class Mediation:
         try:
             size = leg.read_into(_SCRATCH[:limit])
         except Failure as failure:
-            if failure.reason != "tls-truncated":
-                self._failed(failure, direction)
-                return
-            self._flow.note(failure.reason, f"{direction}: {failure.text}", {"side": str(direction)}, direction)
-            size = 0
+            self._failed(failure, direction)
+            return
         if size > 0:
             self._heard += size * (direction is Direction.CLIENT)
             self._flow.touched = self._flow.around.second
             self._carry_out(self._mediator.receive(direction, bytes(_SCRATCH[:size])))
         if leg.ended and not self._done and not self._flow.over:
             leg.watch(False)
+            self._flow.tell_unconfirmed(direction, leg)
             self._carry_out(self._mediator.ended(direction))
             self._finish_if_over()
         elif leg.held and size != AGAIN:
@@ -280,16 +277,13 @@ class Mediation:
             self._flow.around.count("token")
             self._flow.note("token-refused", str(error), {"method": command.method})
             return self._mediator.unidentified(str(error))
-        identity = replace(identity, method=command.method)
         known = self._flow.identity
         if known is not None and known.method == command.method and _person(known) != _person(identity):
             text = "this connection is another identity's; connect anew"
             self._flow.around.count("token")
             self._flow.note("token-refused", text, {"method": command.method})
             return self._mediator.unidentified(text)
-        if identity != self._flow.identity:
-            self._flow.identified(identity)
-        return self._mediator.identified(identity)
+        return self._mediator.identified(self._flow.identified(identity, command.method))
 
     async def _connect(self, command: Dial) -> Commands:
         try:

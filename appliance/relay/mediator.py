@@ -177,7 +177,8 @@ class Context:
 
 
 class Mediator(Protocol):
-    """One flow's protocol. Every method gives the commands to carry out, in order.
+    """One flow's protocol. Every method gives the commands to carry out, in order; those with a body here need not be
+    of a protocol that never asks for what they answer.
 
     `ready`: log-in is done, so that its time limit does not hold any more.
     """
@@ -193,7 +194,7 @@ class Mediator(Protocol):
 
     def start(self) -> Commands:
         """The agent is connected (and its TLS, if that comes first, is up). Who serves speaks first may `Dial` here."""
-        ...
+        return []
 
     def receive(self, direction: Direction, data: bytes) -> Commands: ...
 
@@ -211,13 +212,15 @@ class Mediator(Protocol):
 
     def secured(self, peer: Direction) -> Commands:
         """TLS with this peer is up, as `StartTls` asked; a failure ends the flow."""
-        ...
+        return []
 
-    def identified(self, identity: Identity) -> Commands: ...
+    def identified(self, identity: Identity) -> Commands:
+        """The token is accepted."""
+        return []
 
     def unidentified(self, text: str) -> Commands:
         """The token is not accepted; `text` is for the record and may be told to the agent."""
-        ...
+        return []
 
     def stop(self, reason: str, text: str) -> Commands:
         """The flow must end for a reason outside of the protocol (`time-out`, `idle`, `too-many-connections`,

@@ -18,7 +18,6 @@ Where the rule names no credential and a lease is enough the agent logs in by it
 
 import secrets
 import struct
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
@@ -26,11 +25,11 @@ from appliance.dissect import mysql_fields as fields
 from appliance.dissect import mysql_session as session
 from appliance.dissect.mysql_frames import HEADER
 from appliance.dissect.mysql_half import SSL_REQUEST
-from appliance.identity.credential import Kind, Secret
-from appliance.model import Direction, Identity
+from appliance.model import Direction
 from appliance.relay import mysql_messages as messages
+from appliance.relay.database import CLIENT, SERVER, TOKEN, DatabaseMediator
+from appliance.relay.failure import Refusal
 from appliance.relay.mediator import (
-    Command,
     Commands,
     Context,
     Dial,
@@ -47,15 +46,12 @@ from appliance.relay.mediator import (
 )
 from appliance.relay.mysql_commands import Opened
 from appliance.relay.mysql_login import KEY_REQUESTS, SHA2, Login
-from appliance.relay.mysql_messages import CLEAR, NATIVE, SCRAMBLE, Greeting, Refusal, Response, hidden
+from appliance.relay.mysql_messages import CLEAR, NATIVE, SCRAMBLE, Code, Greeting, Response, hidden
 from appliance.relay.tls import alert
 
-CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 METHOD: Final = "mysql-password"
-TLS_FAILURES: Final = ("certificate", "tls")
 USE_TLS: Final = "Connect with TLS, as by --ssl"
 _FAST: Final = b"\x01\x03"  # of caching_sha2_password: the proof was enough
-_TOKEN: Final = "token"  # noqa: S105
 
 
 class Phase(Enum):
@@ -68,17 +64,14 @@ class Phase(Enum):
     OVER = auto()
 
 
-class MysqlMediator:
+class MysqlMediator(DatabaseMediator[Code]):
     """One connection of an agent."""
 
     def __init__(self, context: Context) -> None:
-        self.ready = False
-        self._context = context
+        super().__init__(context)
         self._phase = Phase.WAITING
-        self._agent, self._server = messages.Inbox(), messages.Inbox()
-        self._out: Commands = []
-        self._secret: Secret | None = context.secret
-        self._token = context.rule.identify == "token"
+        self._agent: messages.Packets = messages.Packets()
+        self._server: messages.Packets = messages.Packets()
         self._own = context.secret is not None or self._token  # the gateway logs in
         self._greeting: Greeting | None = None
         self._greeted = False  # the agent was
@@ -112,51 +105,27 @@ class MysqlMediator:
     def receive(self, direction: Direction, data: bytes) -> Commands:
         if self._phase is Phase.OPEN:
             return self._after.receive(direction, data)
-        if direction is CLIENT:
-            self._agent.feed(data)
-            return self._run(self._hear_agent)
-        self._server.feed(data)
-        return self._run(self._hear_server)
+        return super().receive(direction, data)
 
     def ended(self, direction: Direction) -> Commands:
         if self._phase is Phase.OPEN:
             return self._after.ended(direction)
-        return self._run(self._agent_ended if direction is CLIENT else self._server_ended)
-
-    def dialled(self) -> Commands:
-        return self._run(self._connected)
-
-    def dial_failed(self, reason: str, text: str) -> Commands:
-        code = messages.CODES.get(reason, messages.UNREACHABLE)
-        return self._run(lambda: self._refuse(Refusal(reason, code, f"the gateway did not reach the server: {text}")))
+        return super().ended(direction)
 
     def secured(self, peer: Direction) -> Commands:
         return self._run(self._agent_secured if peer is CLIENT else self._server_secured)
 
-    def identified(self, identity: Identity) -> Commands:
-        return self._run(self._proceed)
-
-    def unidentified(self, text: str) -> Commands:
-        told = f"the gateway does not accept the access token that was given as password: {text}"
-        return self._run(lambda: self._refuse(Refusal("token-refused", messages.DENIED, told)))
-
     def stop(self, reason: str, text: str) -> Commands:
         if self._phase is Phase.OPEN:
             return self._after.stop(reason, text)
-        code = messages.CODES.get(reason, messages.UNREACHABLE)
-        told = f"TLS between gateway and server failed: {text}" if reason in TLS_FAILURES else text
-        return self._run(lambda: self._refuse(Refusal(reason, code, told)))
+        return super().stop(reason, text)
 
-    def _run(self, step: Callable[[], None]) -> Commands:
-        """The commands of one step."""
-        if self._phase is Phase.OVER:
-            return []
-        self._out = []
-        try:
-            step()
-        except Refusal as refusal:
-            self._refuse(refusal)
-        return self._out
+    @property
+    def _over(self) -> bool:
+        return self._phase is Phase.OVER
+
+    def _code(self, reason: str) -> Code:
+        return messages.CODES.get(reason, messages.UNREACHABLE)
 
     # -- the agent -------------------------------------------------------------------------------------------------
 
@@ -195,7 +164,7 @@ class MysqlMediator:
 
     def _encrypt(self, packet: bytes, body: bytes) -> None:
         assert self._greeting is not None
-        if len(body) != SSL_REQUEST or not self._offered() & session.SSL:
+        if len(body) != SSL_REQUEST or not self._greeting.offered(own=self._own) & session.SSL:
             raise messages.violation("a client that asks for TLS, and goes on without")
         self._do(Take(CLIENT, packet))
         if len(self._agent):
@@ -221,11 +190,11 @@ class MysqlMediator:
             return
         self._do(Take(CLIENT, packet, proof))
         if not self._token:
-            self._proceed()
+            self._identified()
             return
         if not self._tls:
             text = "the gateway asks for an access token as password, and only over TLS"
-            raise Refusal("cleartext-token", messages.INSECURE, text, USE_TLS)
+            raise self._refusal("cleartext-token", text, USE_TLS)
         self._say(messages.switch(self._agent_number, CLEAR))
         self._phase = Phase.TOKEN
 
@@ -235,13 +204,11 @@ class MysqlMediator:
 
     def _verify(self, packet: bytes, answer: bytes, begin: int) -> None:
         """A token with a NUL behind it, in its packet."""
-        token = answer.removesuffix(b"\0")
-        self._do(Take(CLIENT, packet, ((begin, begin + len(token), _TOKEN),) if token else ()))
-        if not token or not token.isascii() or b"\0" in token:
-            text = "the password is not an access token"
-            raise Refusal("token-refused", messages.DENIED, text, "Give an access token as the password")
+        given = answer.removesuffix(b"\0")
+        self._do(Take(CLIENT, packet, ((begin, begin + len(given), TOKEN),) if given else ()))
+        token = self._token_in(given)
         self._phase = Phase.WAITING
-        self._do(Identify(token.decode("ascii"), METHOD))
+        self._do(Identify(token, METHOD))
 
     def _pass_answer(self, packet: bytes) -> None:
         """Its own password, or a step towards that."""
@@ -268,9 +235,7 @@ class MysqlMediator:
     def _connected(self) -> None:
         self._server_tls = False
         self._phase = Phase.GREETING
-        if self._secret is not None and self._secret.kind is not Kind.PASSWORD:
-            text = f"the rule's secret {self._secret.name} is a {self._secret.kind}, not a password"
-            raise Refusal("secret", messages.DENIED, text, "The administrator can name one of kind password")
+        self._check_secret()
 
     def _hear_server(self) -> None:
         if self._phase is Phase.WAITING:
@@ -300,12 +265,6 @@ class MysqlMediator:
         else:
             raise messages.violation("the server speaks out of turn")
 
-    def _offered(self) -> int:
-        """The capabilities that the agent is offered."""
-        assert self._greeting is not None
-        offered = self._greeting.capabilities & ~messages.WITHHELD
-        return offered | session.SSL | session.PLUGIN_AUTH if self._own else offered
-
     def _greet(self, packet: bytes, body: bytes) -> None:
         greeting = self._greeting = Greeting.read(body)
         if messages.number_of(packet):
@@ -316,20 +275,21 @@ class MysqlMediator:
             raise Refusal("upstream-tls", messages.UNREACHABLE, text)
         if self._greeted:
             self._do(Take(SERVER, packet))
-            self._proceed()
+            self._identified()
             return
         own = bytes(secrets.choice(range(33, 127)) for _ in range(SCRAMBLE)) if self._own else b""
-        told = greeting.offering(self._offered(), own, NATIVE)
+        told = greeting.offering(greeting.offered(own=self._own), own, NATIVE)
         self._tell(packet, messages.packet(0, told))
         self._greeted, self._agent_number = True, 1
         self._phase = Phase.START
 
     def _encrypt_server(self, asked: bytes) -> None:
         """TLS with the server: as the agent asked for it, or its rule."""
+        assert self._greeting is not None
         if len(self._server):
             raise messages.before_tls()
         self._server_tls = True  # it is told so, and does not get anything else before
-        flags = self._flags_of(fields.capabilities(asked))
+        flags = self._greeting.told(fields.capabilities(asked), own=self._own, tls=True)
         self._say(messages.packet(self._server_number, messages.fixed(asked, flags)), SERVER)
         self._server_number += 1
         waits = self._asked is not None and not self._tls
@@ -344,16 +304,7 @@ class MysqlMediator:
         else:
             self._open()
 
-    def _flags_of(self, said: int) -> int:
-        """What the server is told of the agent's capabilities."""
-        assert self._greeting is not None
-        server = self._greeting.capabilities & ~messages.WITHHELD
-        flags = said & (server | session.MYSQL) & ~session.SSL | (session.SSL if self._server_tls else 0)
-        if self._own:
-            flags |= messages.NEEDED | (server & session.PLUGIN_AUTH)
-        return flags
-
-    def _proceed(self) -> None:
+    def _identified(self) -> None:
         """The agent is known; the server's leg is made as it shall be."""
         assert self._greeting is not None
         assert self._response is not None
@@ -368,7 +319,7 @@ class MysqlMediator:
         greeting, response, secret = self._greeting, self._response, self._secret
         assert greeting is not None
         assert response is not None
-        flags = self._flags_of(response.capabilities)
+        flags = greeting.told(response.capabilities, own=self._own, tls=self._server_tls)
         if self._flags and (flags ^ self._flags) & ~messages.LOGIN_ONLY:
             text = "the server has other capabilities than a moment ago"
             raise Refusal("protocol", messages.UNREACHABLE, text, "Try again")
@@ -404,16 +355,13 @@ class MysqlMediator:
 
     def _opened(self, body: bytes) -> None:
         assert self._response is not None
-        secret, response = self._secret, self._response
+        response = self._response
         if self._own and response.plugin == SHA2 and response.answer and not self._token:
             self._say(messages.packet(self._agent_number, _FAST))  # before which such a client takes no OK
             self._agent_number += 1
         self._do(Pass(SERVER, messages.packet(self._agent_number, body)))
-        user = response.user[:256].decode("utf-8", "replace") if secret is None else secret.user
-        said = {"user": user, "method": self._method if self._login is None else self._login.method}
-        if secret is not None:
-            said["secret"] = secret.name
-        self._do(Note("upstream", f"logged in as {user}", {"login": said}))
+        user = response.user[:256].decode("utf-8", "replace")
+        self._note_login(user, self._method if self._login is None else self._login.method)
         self.ready = True
         if self._own:
             self._phase = Phase.OPEN
@@ -436,28 +384,16 @@ class MysqlMediator:
             self._phase = Phase.OVER
             return
         self._do(Take(SERVER, packet))
-        attrs = {"error": said.code, "secret": secret.name, "generation": secret.generation}
-        if secret.value.reveal() not in said.message:
-            attrs["message"] = said.message[: messages.MAX_WORDS]
-        self._do(Note("login-refused", "the server refused the gateway's credential", attrs))
-        if secret.former is not None and self._phase is Phase.LOGIN:  # rotated here, not yet there
-            self._secret = secret.former
-            self._server.rest()
-            self._do(HangUp())
-            self._dial()
-            return
-        text = f"the server refused the credential that the gateway uses for this rule (error {said.code})"
-        hint = f"The administrator should look at secret {secret.name}"
-        self._refuse(Refusal("login-refused", messages.DENIED, text, hint))
+        again = self._phase is Phase.LOGIN
+        refusal = self._login_refused(secret, {"error": said.code}, f"error {said.code}", said.message, again=again)
+        if refusal is not None:
+            self._refuse(refusal)
 
     def _server_ended(self) -> None:
         if self._phase is not Phase.WAITING:
             raise Refusal("server-gone", messages.UNREACHABLE, "the server closed the connection during the log-in")
 
     # -- commands --------------------------------------------------------------------------------------------------
-
-    def _do(self, command: Command) -> None:
-        self._out.append(command)
 
     def _say(self, packet: bytes, to: Direction = CLIENT) -> None:
         self._do(Say(to, packet))
@@ -470,7 +406,7 @@ class MysqlMediator:
             self._do(Take(SERVER, packet))
             self._say(told)
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal[Code]) -> None:
         self._spill_agent()
         if len(self._server):
             self._do(Take(SERVER, self._server.rest()))

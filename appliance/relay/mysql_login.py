@@ -20,7 +20,8 @@ from appliance.dissect import mysql_fields as fields
 from appliance.dissect.mysql_fields import EOF, MORE_DATA
 from appliance.identity.credential import Secret
 from appliance.relay import mysql_messages as messages
-from appliance.relay.mysql_messages import CLEAR, NATIVE, SCRAMBLE, Refusal
+from appliance.relay.failure import Refusal
+from appliance.relay.mysql_messages import CLEAR, NATIVE, SCRAMBLE, Code
 
 SHA2: Final = "caching_sha2_password"
 SHA256: Final = "sha256_password"
@@ -128,7 +129,7 @@ class Login:
             raise Refusal("protocol", messages.UNREACHABLE, text) from None
 
 
-def unsupported(asked: str) -> Refusal:
+def unsupported(asked: str) -> Refusal[Code]:
     return Refusal(
         "unsupported-login",
         messages.DENIED,

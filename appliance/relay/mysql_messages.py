@@ -12,10 +12,11 @@ from appliance.dissect import mysql_session as session
 from appliance.dissect.mysql_frames import FULL, HEADER, WORD
 from appliance.dissect.mysql_half import SSL_REQUEST
 from appliance.dissect.mysql_types import lenenc
-from appliance.relay.failure import Failure
+from appliance.relay.database import MAX_WORDS
+from appliance.relay.failure import Refusal
+from appliance.relay.inbox import Inbox
 
 MAX_PACKET: Final = fields.MAX_RESPONSE
-MAX_WORDS: Final = 1000  # characters of an error message
 SCRAMBLE: Final = 20  # bytes
 
 MULTI_COMMANDS: Final = 1 << 33  # MariaDB's COM_MULTI: several commands in one packet
@@ -39,7 +40,7 @@ UNREACHABLE: Final = (1105, "HY000")  # ER_UNKNOWN_ERROR
 UNSUPPORTED: Final = (1235, "42000")  # ER_NOT_SUPPORTED_YET
 FORBIDDEN: Final = (1227, "42000")  # ER_SPECIFIC_ACCESS_DENIED_ERROR
 
-CODES: Final[dict[str, Code]] = {  # for reasons from outside of the protocol
+CODES: Final[dict[str, Code]] = {  # for reasons that are not the protocol's; UNREACHABLE for the others
     "time-out": (1159, "08S01"),  # ER_NET_READ_INTERRUPTED
     "idle": (4031, "HY000"),  # ER_CLIENT_INTERACTION_TIMEOUT
     "too-many-connections": (1040, "08004"),  # ER_CON_COUNT_ERROR
@@ -47,26 +48,21 @@ CODES: Final[dict[str, Code]] = {  # for reasons from outside of the protocol
     "shutdown": (1053, "08S01"),
     "journal-full": (1021, "HY000"),  # ER_DISK_FULL
     "refused-by-rule": DENIED,
+    "token-refused": DENIED,
+    "cleartext-token": INSECURE,
+    "secret": DENIED,
+    "login-refused": DENIED,
 }
 ABOUT_CREDENTIALS: Final = frozenset({1045, 1698, 1820, 1862, 3118, 3955, 4151})  # the password, or its account
 
 _CAPABILITIES: Final = struct.Struct("<IIB19sI")
 
 
-class Refusal(Failure):
-    """A flow must end, and the agent can be told why."""
-
-    def __init__(self, reason: str, code: Code, text: str, hint: str = "") -> None:
-        super().__init__(reason, text)
-        self.code = code
-        self.hint = hint
-
-
-def violation(text: str) -> Refusal:
+def violation(text: str) -> Refusal[Code]:
     return Refusal("protocol", HANDSHAKE, text)
 
 
-def before_tls() -> Refusal:
+def before_tls() -> Refusal[Code]:
     return Refusal("before-tls", HANDSHAKE, "bytes between a request for TLS and the handshake")
 
 
@@ -95,25 +91,10 @@ def switch(number: int, plugin: str, data: bytes = b"") -> bytes:
     return packet(number, b"\xfe" + plugin.encode() + b"\0" + data)
 
 
-class Inbox:
-    """What one peer said and nobody took yet."""
+class Packets(Inbox):
+    """What comes of the log-in."""
 
-    __slots__ = ("_data",)
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def feed(self, data: bytes) -> None:
-        self._data += data
-
-    def rest(self) -> bytes:
-        """Everything that is left."""
-        data = bytes(self._data)
-        self._data.clear()
-        return data
+    __slots__ = ()
 
     def packet(self) -> bytes | None:
         """The next packet, whole and with its header; None: not there yet. Raises `Refusal`."""
@@ -122,11 +103,7 @@ class Inbox:
         length = WORD.unpack_from(self._data)[0] & FULL
         if length > MAX_PACKET:
             raise violation(f"a packet of {length} bytes during the log-in; there may be {MAX_PACKET}")
-        if len(self._data) < HEADER + length:
-            return None
-        taken = bytes(self._data[: HEADER + length])
-        del self._data[: HEADER + length]
-        return taken
+        return self._take(HEADER + length)
 
     def missing(self) -> int:
         """Bytes to read until a packet, or at first its header, is whole: so that none behind it is read with it."""
@@ -161,6 +138,17 @@ class Greeting(NamedTuple):
         return (
             self.body[self.number_at + 4 : self.number_at + 12] + self.body[self.number_at + 31 : self.number_at + 43]
         )
+
+    def offered(self, *, own: bool) -> int:
+        """The capabilities that an agent is offered. `own`: the gateway logs in."""
+        offered = self.capabilities & ~WITHHELD
+        return offered | session.SSL | session.PLUGIN_AUTH if own else offered
+
+    def told(self, said: int, *, own: bool, tls: bool) -> int:
+        """What the server is told of the capabilities that an agent said it has. `tls`: with the server."""
+        server = self.capabilities & ~WITHHELD
+        flags = said & (server | session.MYSQL) & ~session.SSL | (session.SSL if tls else 0)
+        return flags | NEEDED | (server & session.PLUGIN_AUTH) if own else flags
 
     def offering(self, capabilities: int, scramble: bytes = b"", plugin: str = "") -> bytes:
         """The same greeting with other capabilities; with a scramble of the gateway's own where one is given."""

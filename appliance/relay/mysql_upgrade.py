@@ -15,17 +15,18 @@ from appliance.dissect import mysql_fields as fields
 from appliance.dissect import mysql_session as session
 from appliance.dissect.mysql_frames import FULL, HEADER, WORD
 from appliance.dissect.mysql_half import SSL_REQUEST
-from appliance.model import Direction, Identity
+from appliance.model import Direction
 from appliance.relay import mysql_messages as messages
-from appliance.relay.mediator import Commands, Context, Fail, Pass, Say, Shut, Splice, StartTls, Take
-from appliance.relay.mysql_messages import Greeting, Refusal
+from appliance.relay.failure import Refusal
+from appliance.relay.mediator import Commands, Context, Fail, Mediator, Pass, Say, Shut, Splice, StartTls, Take
+from appliance.relay.mysql_messages import Code, Greeting
 from appliance.relay.tls import alert
 
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 GREETING: Final = 10  # the first byte of one
 
 
-class MysqlUpgrade:
+class MysqlUpgrade(Mediator):
     """One connection of an agent."""
 
     def __init__(self, context: Context) -> None:
@@ -46,9 +47,6 @@ class MysqlUpgrade:
             return HEADER - len(held)
         (word,) = WORD.unpack_from(held)
         return max(1, HEADER + int(word & FULL) - len(held))
-
-    def start(self) -> Commands:
-        return []
 
     def dialled(self) -> Commands:
         return []
@@ -80,12 +78,6 @@ class MysqlUpgrade:
             return [StartTls(CLIENT)]
         self._securing = None
         return self._splice()
-
-    def identified(self, identity: Identity) -> Commands:
-        return []
-
-    def unidentified(self, text: str) -> Commands:
-        return []
 
     def stop(self, reason: str, text: str) -> Commands:
         return self._refuse(Refusal(reason, messages.UNREACHABLE, text))
@@ -138,7 +130,7 @@ class MysqlUpgrade:
         self.ready = True
         return [*self._pass(SERVER), *self._pass(CLIENT), Splice()]
 
-    def _refuse(self, refusal: Refusal) -> Commands:
+    def _refuse(self, refusal: Refusal[Code]) -> Commands:
         self.ready = True
         said: Commands = []
         if held := self._held[CLIENT]:
@@ -156,5 +148,5 @@ class MysqlUpgrade:
         return [*said, Fail(refusal.reason, refusal.text)]
 
 
-def _without(text: str, hint: str = "") -> Refusal:
+def _without(text: str, hint: str = "") -> Refusal[Code]:
     return Refusal("upstream-tls", messages.INSECURE, text, hint)

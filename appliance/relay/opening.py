@@ -14,12 +14,13 @@ import asyncio
 from ipaddress import ip_address
 from typing import Final
 
+from appliance.config import SPEAKS_FIRST
 from appliance.dissect.tls_hello import ClientHello
 from appliance.errors import VerbatimError
 from appliance.identity.credential import Secret
 from appliance.model import Direction
 from appliance.relay import dial, ssh
-from appliance.relay.failure import Failure
+from appliance.relay.failure import Failure, within
 from appliance.relay.flow import NUMBER, Flow
 from appliance.relay.http_answer import answer
 from appliance.relay.leg import Leg
@@ -32,7 +33,6 @@ from appliance.relay.splice import Splice
 from appliance.relay.tls import MAX_NAME, alert, begins_tls, offered, usable
 
 KNOWN_HTTP: Final = ("h2", "http/1.1")
-SPEAKS_FIRST: Final = ("mysql", "ssh")  # applications whose server does
 
 
 class Opening:
@@ -58,7 +58,7 @@ class Opening:
     async def _enter(self) -> None:
         """A conversation with the server at `_address`, by which the flow is judged anew."""
         flow = self._flow
-        named = any(match.rule.host for match in self._around.routes.candidates(self._address, self._port))
+        named = self._needs_name
         flow.match = self._choose("", refuse=not named)  # its name may open what is closed without one
         rule = flow.rule
         if flow.upstream is not None and rule.mode == "mediate" and rule.application != "http":
@@ -67,9 +67,8 @@ class Opening:
             await self._give(rule.application)
             return
         mediated = rule.mode == "mediate"
-        if not named and not mediated and flow.upstream is None:
-            self._allowed()
-            await flow.dial(self._address, self._port, rule)
+        if not named and not mediated:
+            await self._reach()
         prefix = await self._first(server_too=not mediated and not named)
         if prefix is None:
             self._spoken_first()
@@ -95,10 +94,8 @@ class Opening:
             flow.upstream.readable = lambda: hear(False)
             flow.upstream.watch(True)
         try:
-            async with asyncio.timeout(None if server_too else self._seconds):
+            async with within(None if server_too else self._seconds, f"the agent said nothing for {self._seconds:g} s"):
                 agent_first = await heard
-        except TimeoutError as error:
-            raise Failure("time-out", f"the agent said nothing for {self._seconds:g} s") from error
         finally:
             flow.agent.watch(False)
             if flow.upstream is not None:
@@ -106,15 +103,12 @@ class Opening:
         if not agent_first:
             return None
         data = await flow.agent.receive()
-        try:
-            async with asyncio.timeout(self._seconds):
-                while data and begins_tls(data) and len(data) < 3:  # too little to tell
-                    more = await flow.agent.receive()
-                    if not more:
-                        break
-                    data += more
-        except TimeoutError as error:
-            raise Failure("time-out", f"the agent's first words took longer than {self._seconds:g} s") from error
+        async with within(self._seconds, f"the agent's first words took longer than {self._seconds:g} s"):
+            while data and begins_tls(data) and len(data) < 3:  # too little to tell
+                more = await flow.agent.receive()
+                if not more:
+                    break
+                data += more
         flow.agent.unread(data)
         return data
 
@@ -128,7 +122,7 @@ class Opening:
 
     async def _plain(self, prefix: bytes) -> None:
         flow = self._flow
-        if any(match.rule.host for match in self._around.routes.candidates(self._address, self._port)):
+        if self._needs_name:
             prefix = await self._whole_head(prefix)
         name = authority(prefix)
         if any(self._rule_of(other) != self._rule_of(name) for other in authorities(prefix)):
@@ -143,9 +137,7 @@ class Opening:
         if rule.mode == "mediate":
             await self._give(rule.application, connected=flow.upstream is not None)
             return
-        if flow.upstream is None:
-            self._allowed()
-            await flow.dial(self._address, self._port, rule)
+        await self._reach()
         if rule.upstream_tls == "require" and rule.application not in UPGRADES:
             await flow.secure_upstream(rule, name, ())
         if rule.application == "postgres" or (rule.application == "auto" and _upgrades(prefix)):
@@ -157,17 +149,14 @@ class Opening:
     async def _whole_head(self, prefix: bytes) -> bytes:
         """The first bytes of HTTP up to where its Host must have come; they stay to be read. Raises `Failure`."""
         agent = self._flow.agent
-        try:
-            async with asyncio.timeout(self._seconds):
-                while not names_host(prefix):
-                    await agent.receive()  # what was put back
-                    more = await agent.receive()
-                    prefix += more
-                    agent.unread(prefix)
-                    if not more:
-                        break
-        except TimeoutError as error:
-            raise Failure("time-out", f"the agent's first request took longer than {self._seconds:g} s") from error
+        async with within(self._seconds, f"the agent's first request took longer than {self._seconds:g} s"):
+            while not names_host(prefix):
+                await agent.receive()  # what was put back
+                more = await agent.receive()
+                prefix += more
+                agent.unread(prefix)
+                if not more:
+                    break
         return prefix
 
     def _tell(self, data: bytes) -> None:
@@ -210,9 +199,7 @@ class Opening:
             if hello.alpn and not offer:
                 flow.agent.send(alert("access-denied"))
                 raise Failure("alpn", "the agent offers no protocol that this rule mediates: h2 or http/1.1")
-        if flow.upstream is None:
-            self._allowed()
-            await flow.dial(self._address, self._port, rule)
+        await self._reach()
         try:
             server = await flow.secure_upstream(rule, hello.sni, offer)
         except Failure as failure:
@@ -248,9 +235,7 @@ class Opening:
     async def _pass_opaque(self, hello: ClientHello, reason: str, text: str) -> None:
         """Ciphertext passes as it is."""
         flow = self._flow
-        if flow.upstream is None:
-            self._allowed()
-            await flow.dial(self._address, self._port, flow.rule)
+        await self._reach()
         flow.tell_upstream()
         flow.note("opaque", f"TLS is passed as it is: {text}", {"reason": reason, **offered(hello)})
         self._splice()
@@ -319,10 +304,15 @@ class Opening:
 
     # -- rules -----------------------------------------------------------------------------------------------------
 
+    @property
+    def _needs_name(self) -> bool:
+        """The name may decide which rule it is."""
+        return any(match.rule.host for match in self._around.routes.candidates(self._address, self._port))
+
     def _choose(self, name: str, *, refuse: bool = True) -> Match | None:
         """The rule for this name. Raises `Failure` if it refuses (with `refuse`), or a tunnel is of another one."""
-        match = self._around.routes.choose(self._address, self._port, name or self._target)
-        if self._target and match != self._around.routes.choose(self._address, self._port, self._target):
+        match = self._rule_of(name)
+        if self._target and match != self._rule_of(self._target):
             raise Failure("refused-by-rule", "the name within the tunnel is of another rule than that of CONNECT")
         if refuse and match is not None and match.rule.lane == "refuse":
             called = f" ({name})" if name.isprintable() and name else ""
@@ -334,7 +324,7 @@ class Opening:
 
     def _permits(self, name: str) -> bool:
         """Is a server of this name under the same rule as the flow?"""
-        return self._around.routes.choose(self._address, self._port, name or self._target) == self._flow.match
+        return self._rule_of(name) == self._flow.match
 
     def _allowed(self) -> None:
         """A rule must open what is dialled, and to this agent: the program asks one of all rules for the same address,
@@ -347,8 +337,13 @@ class Opening:
         if not asked and not flow.lease and self._around.kernel is not None:
             raise Failure("no-lease", f"rule {flow.match.number} is for agents with a lease")
 
+    async def _reach(self) -> None:
+        """See that the original destination is connected. Raises `Failure`."""
+        if self._flow.upstream is None:
+            await self._connect()
+
     async def _connect(self) -> Leg:
-        """The original destination."""
+        """To the original destination."""
         self._allowed()
         return await self._flow.dial(self._address, self._port, self._flow.rule)
 

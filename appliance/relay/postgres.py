@@ -18,10 +18,11 @@ from enum import Enum, auto
 from typing import Final
 
 from appliance.dissect import postgres_fields as fields
-from appliance.dissect.postgres_frames import HEADER
-from appliance.identity.credential import Kind, Secret
-from appliance.model import Direction, Identity
+from appliance.dissect.postgres_frames import HEADER, MAX_CREDENTIAL, MAX_SHORT
+from appliance.model import Direction
 from appliance.relay import postgres_messages as messages
+from appliance.relay.database import CLIENT, SERVER, TOKEN, DatabaseMediator
+from appliance.relay.failure import Refusal
 from appliance.relay.mediator import (
     ANY,
     Command,
@@ -29,7 +30,6 @@ from appliance.relay.mediator import (
     Context,
     Dial,
     Fail,
-    HangUp,
     Identify,
     Note,
     Pass,
@@ -40,12 +40,11 @@ from appliance.relay.mediator import (
     Take,
 )
 from appliance.relay.postgres_login import Answers, Login, PassThrough
-from appliance.relay.postgres_messages import Refusal, StartUp
+from appliance.relay.postgres_messages import StartUp
 
-CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 ALPN: Final = ("postgresql",)
 METHOD: Final = "postgres-password"
-STATES: Final = {  # SQLSTATE of reasons from outside of the protocol
+STATES: Final = {  # SQLSTATE of reasons that are not the protocol's
     "time-out": "57014",  # query_canceled, as the server's own authentication_timeout
     "idle": "57P05",  # idle_session_timeout
     "too-many-connections": "53300",
@@ -53,11 +52,13 @@ STATES: Final = {  # SQLSTATE of reasons from outside of the protocol
     "shutdown": "57P01",
     "journal-full": "53100",  # disk_full
     "refused-by-rule": messages.REFUSED,
+    "token-refused": messages.PASSWORD,
+    "cleartext-token": messages.AUTHORIZATION,
+    "secret": messages.AUTHORIZATION,
+    "login-refused": messages.AUTHORIZATION,
 }
-TLS_FAILURES: Final = ("certificate", "tls")
-UPGRADE_FIRST: Final = "Connect with sslmode=require."
+UPGRADE_FIRST: Final = "Connect with sslmode=require"
 PASSWORD: Final = 0x70  # p, the type of every answer to an authentication request
-_TOKEN: Final = "token"  # noqa: S105
 
 
 class Phase(Enum):
@@ -71,16 +72,14 @@ class Phase(Enum):
     OVER = auto()
 
 
-class PostgresMediator:
+class PostgresMediator(DatabaseMediator[str]):
     """One connection of an agent."""
 
     def __init__(self, context: Context) -> None:
-        self.ready = False
-        self._context = context
+        super().__init__(context)
         self._phase = Phase.START
-        self._agent = messages.agent_inbox()
-        self._server = messages.server_inbox()
-        self._out: Commands = []
+        self._agent: messages.Messages = messages.Messages(MAX_CREDENTIAL)
+        self._server: messages.Messages = messages.Messages(MAX_SHORT)
         self._told: list[bytes] = []  # messages of the server that pass together
         self._tls = context.tls  # with the agent
         self._server_tls = False
@@ -89,7 +88,6 @@ class PostgresMediator:
         self._securing = False  # TLS with the agent is under way: it understands no message
         self._start_up: StartUp | None = None
         self._cancel = b""
-        self._secret: Secret | None = context.secret
         self._login: Answers | None = None
 
     # -- what a mediator is asked ----------------------------------------------------------------------------------
@@ -105,52 +103,20 @@ class PostgresMediator:
             return self._agent.missing(typed=True)
         return int(self._phase is Phase.CANCEL)
 
-    def start(self) -> Commands:
-        return []
-
-    def receive(self, direction: Direction, data: bytes) -> Commands:
-        if direction is CLIENT:
-            self._agent.feed(data)
-            return self._run(self._hear_agent)
-        self._server.feed(data)
-        return self._run(self._hear_server)
-
-    def ended(self, direction: Direction) -> Commands:
-        return self._run(self._agent_ended if direction is CLIENT else self._server_ended)
-
-    def dialled(self) -> Commands:
-        return self._run(self._connected)
-
-    def dial_failed(self, reason: str, text: str) -> Commands:
-        code = STATES.get(reason, messages.CONNECTION)
-        return self._run(lambda: self._refuse(Refusal(reason, code, f"the gateway did not reach the server: {text}")))
-
     def secured(self, peer: Direction) -> Commands:
         return self._run(self._agent_secured if peer is CLIENT else self._server_secured)
 
-    def identified(self, identity: Identity) -> Commands:
-        return self._run(self._dial)
-
-    def unidentified(self, text: str) -> Commands:
-        told = f"the gateway does not accept the access token that was given as password: {text}"
-        return self._run(lambda: self._refuse(Refusal("token-refused", messages.PASSWORD, told)))
-
-    def stop(self, reason: str, text: str) -> Commands:
-        code = STATES.get(reason, messages.CONNECTION)
-        told = f"TLS between gateway and server failed: {text}" if reason in TLS_FAILURES else text
-        return self._run(lambda: self._refuse(Refusal(reason, code, told)))
-
     def _run(self, step: Callable[[], None]) -> Commands:
-        """The commands of one step."""
-        if self._phase is Phase.OVER:
-            return []
-        self._out = []
-        try:
-            step()
-        except Refusal as refusal:
-            self._refuse(refusal)
+        out = super()._run(step)
         self._pass_told()
-        return self._out
+        return out
+
+    @property
+    def _over(self) -> bool:
+        return self._phase is Phase.OVER
+
+    def _code(self, reason: str) -> str:
+        return STATES.get(reason, messages.CONNECTION)
 
     # -- the agent -------------------------------------------------------------------------------------------------
 
@@ -199,30 +165,25 @@ class PostgresMediator:
         self._phase, self._securing, self._tls = Phase.START, False, True
 
     def _identify(self) -> None:
-        if self._secret is not None and self._secret.kind is not Kind.PASSWORD:
-            text = f"the rule's secret {self._secret.name} is a {self._secret.kind}, not a password"
-            raise Refusal("secret", messages.AUTHORIZATION, text, "The administrator can name one of kind password.")
-        if self._context.rule.identify == "lease":
+        self._check_secret()
+        if not self._token:
             self._dial()
             return
         if not self._tls:
             text = "the gateway asks for an access token as password, and only over TLS"
-            raise Refusal("cleartext-token", messages.AUTHORIZATION, text, UPGRADE_FIRST)
+            raise self._refusal("cleartext-token", text, UPGRADE_FIRST)
         self._do(Say(CLIENT, messages.authentication(messages.CLEARTEXT)))
         self._phase = Phase.TOKEN
 
     def _take_token(self, message: bytes) -> None:
         secret = message[0] == ord("p") and message.endswith(b"\0")
         end = len(message) - secret
-        self._do(Take(CLIENT, message, ((HEADER, end, _TOKEN),) if end > HEADER else ()))
+        self._do(Take(CLIENT, message, ((HEADER, end, TOKEN),) if end > HEADER else ()))
         if not secret:
             raise messages.violation("a message that is not the password which was asked for")
-        token = message[HEADER:end]
-        if not token or not token.isascii() or b"\0" in token:
-            text = "the password is not an access token"
-            raise Refusal("token-refused", messages.PASSWORD, text, "Give an access token as the password.")
+        token = self._token_in(message[HEADER:end])
         self._phase = Phase.WAITING
-        self._do(Identify(token.decode("ascii"), METHOD))
+        self._do(Identify(token, METHOD))
 
     def _pass_answer(self, message: bytes) -> None:
         """Its own password, or a step towards that."""
@@ -244,6 +205,9 @@ class PostgresMediator:
             self._do(Shut(SERVER))
 
     # -- the server ------------------------------------------------------------------------------------------------
+
+    def _identified(self) -> None:
+        self._dial()
 
     def _dial(self) -> None:
         self._phase = Phase.WAITING
@@ -268,7 +232,7 @@ class PostgresMediator:
             self._phase = Phase.CANCEL
             return
         start, secret = self._start_up, self._secret
-        if secret is not None or self._context.rule.identify == "token":
+        if secret is not None or self._token:
             self._login = Login(secret, tls=self._server_tls)
         else:
             self._login = PassThrough(agent_tls=self._tls, server_tls=self._server_tls)
@@ -333,16 +297,13 @@ class PostgresMediator:
             raise
         if login.done:
             self._phase = Phase.STARTED
-            self._note_login()
+            self._opened()
 
-    def _note_login(self) -> None:
+    def _opened(self) -> None:
         assert self._login is not None
         assert self._start_up is not None
-        user = self._secret.user if self._secret is not None else _shown(self._start_up.value(b"user"))
-        said = {"user": user, "method": self._login.method}
-        if self._secret is not None:
-            said["secret"] = self._secret.name
-        self._do(Note("upstream", f"logged in as {user}", {"login": said}))
+        user = self._start_up.value(b"user")[:256].decode("utf-8", "replace")
+        self._note_login(user, self._login.method)
 
     def _refused(self, message: bytes) -> None:
         """The server's error. One about the gateway's credential is not the agent's to know."""
@@ -360,23 +321,11 @@ class PostgresMediator:
             self._phase = Phase.OVER
             return
         self._do(Take(SERVER, message))
-        told = said.get("message", "")[: messages.MAX_WORDS]
-        attrs = {"sqlstate": state, "secret": secret.name, "generation": secret.generation}
-        if secret.value.reveal() not in told:
-            attrs["message"] = told
-        self._do(Note("login-refused", "the server refused the gateway's credential", attrs))
-        if (
-            secret.former is not None and state == messages.PASSWORD and self._phase is Phase.LOGIN
-        ):  # rotated here, not yet there
-            self._secret = secret.former
-            self._server.rest()
-            self._do(HangUp())
-            self._dial()
-            return
-        text = f"the server refused the credential that the gateway uses for this rule (SQLSTATE {state})"
-        raise Refusal(
-            "login-refused", messages.AUTHORIZATION, text, f"The administrator should look at secret {secret.name}."
-        )
+        again = state == messages.PASSWORD and self._phase is Phase.LOGIN
+        told = said.get("message", "")
+        refusal = self._login_refused(secret, {"sqlstate": state}, f"SQLSTATE {state}", told, again=again)
+        if refusal is not None:
+            raise refusal
 
     def _server_ended(self) -> None:
         if self._phase is Phase.CANCEL or self._agent_gone:
@@ -395,7 +344,7 @@ class PostgresMediator:
             self._out.append(Pass(SERVER, b"".join(self._told)))
             self._told = []
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal[str]) -> None:
         self._spill_agent()
         if len(self._server):
             self._do(Take(SERVER, self._server.rest()))
@@ -410,7 +359,3 @@ class PostgresMediator:
         if rest:
             asked = self._phase is Phase.TOKEN or self._login is not None
             self._do(Take(CLIENT, rest, ((0, len(rest), "password"),) if asked else ()))
-
-
-def _shown(name: bytes) -> str:
-    return name[:256].decode("utf-8", "replace")

@@ -20,9 +20,9 @@ from appliance.dissect.postgres_frames import HEADER
 from appliance.identity.credential import Secret
 from appliance.model import Direction
 from appliance.relay import postgres_messages as messages
-from appliance.relay.failure import Failure
+from appliance.relay.failure import Failure, Refusal
 from appliance.relay.mediator import Commands, Pass, Say, Take
-from appliance.relay.postgres_messages import CLEARTEXT, MD5, OK, SASL, SASL_CONTINUE, SASL_FINAL, Refusal
+from appliance.relay.postgres_messages import CLEARTEXT, MD5, OK, SASL, SASL_CONTINUE, SASL_FINAL
 from appliance.relay.scram import MECHANISM, Scram
 
 PLUS: Final = "SCRAM-SHA-256-PLUS"
@@ -81,14 +81,14 @@ class Login:
                 "unsupported-login",
                 messages.AUTHORIZATION,
                 f"the server asks for a log-in that the gateway does not do, or not now: {asked}",
-                "The server must ask for scram-sha-256, md5, or password over TLS.",
+                "The server must ask for scram-sha-256, md5, or password over TLS",
             )
         if self._secret is None:
             raise Refusal(
                 "no-credential",
                 messages.AUTHORIZATION,
                 "the server asks for a password, and the gateway's rule names no credential",
-                "The administrator can name a secret in the rule.",
+                "The administrator can name a secret in the rule",
             )
         try:
             answer = self._answer(code, body, self._secret)
@@ -145,7 +145,7 @@ class PassThrough:
         self.done = code == OK
         if code == CLEARTEXT and self._downgraded:
             text = "the server asks for the password in clear, and does not encrypt as the agent does"
-            raise Refusal("cleartext-password", messages.AUTHORIZATION, text, "Give the server TLS, or use SCRAM.")
+            raise Refusal("cleartext-password", messages.AUTHORIZATION, text, "Give the server TLS, or use SCRAM")
         if code != SASL:
             return [Pass(Direction.SERVER, request)]
         names = offered(body)
@@ -190,16 +190,16 @@ def offered(body: bytes) -> list[str]:
         raise messages.violation("the server's list of log-in mechanisms has no end") from None
 
 
-def binding(text: str) -> Refusal:
+def binding(text: str) -> Refusal[str]:
     return Refusal(
         "channel-binding",
         messages.AUTHORIZATION,
         f"SCRAM with channel binding does not pass a gateway that sees inside TLS: {text}",
-        "Connect with channel_binding=disable; or the administrator can name a secret in the gateway's rule.",
+        "Connect with channel_binding=disable; or the administrator can name a secret in the gateway's rule",
     )
 
 
-def _as_refusal(failure: Failure) -> Refusal:
+def _as_refusal(failure: Failure) -> Refusal[str]:
     if isinstance(failure, Refusal):
         return failure
     return Refusal(failure.reason, messages.CONNECTION, f"the gateway's log-in to the server failed: {failure.text}")

@@ -7,14 +7,15 @@ import struct
 from typing import Final, NamedTuple
 
 from appliance.dissect import postgres_fields as fields
-from appliance.dissect.postgres_frames import CANCEL, HEADER, HEADER_LAYOUT, MAX_CREDENTIAL, MAX_SHORT, MAX_STARTUP
-from appliance.relay.failure import Failure
+from appliance.dissect.postgres_frames import CANCEL, HEADER, HEADER_LAYOUT, MAX_STARTUP
+from appliance.relay.database import MAX_WORDS
+from appliance.relay.failure import Refusal
+from appliance.relay.inbox import Inbox
 
 REQUEST: Final = 8  # bytes of an SSLRequest, of a GSSENCRequest, and of every start-up packet's head
 SSL_REQUEST: Final = struct.pack("!I", REQUEST) + fields.SSL
 GSS_REQUEST: Final = struct.pack("!I", REQUEST) + fields.GSS
 CANCEL_SIZES: Final = range(13, 12 + 256 + 1)  # bytes of a CancelRequest; the key has 4, or up to 256 since 3.2
-MAX_WORDS: Final = 1000  # characters of an error message
 
 OK, CLEARTEXT, MD5, SASL, SASL_CONTINUE, SASL_FINAL = 0, 3, 5, 10, 11, 12  # codes of authentication requests
 
@@ -26,45 +27,23 @@ PASSWORD: Final = "28P01"  # invalid_password  # noqa: S105
 UNSUPPORTED: Final = "0A000"  # feature_not_supported
 
 
-class Refusal(Failure):
-    """A flow must end, and the agent can be told why: `code` is an SQLSTATE, `hint` what helps."""
-
-    def __init__(self, reason: str, code: str, text: str, hint: str = "") -> None:
-        super().__init__(reason, text)
-        self.code = code
-        self.hint = hint
-
-
-def violation(text: str) -> Refusal:
+def violation(text: str) -> Refusal[str]:
     return Refusal("protocol", VIOLATION, text)
 
 
-def before_tls() -> Refusal:
+def before_tls() -> Refusal[str]:
     """What CVE-2021-23222 was about."""
     return Refusal("before-tls", VIOLATION, "bytes between a request for TLS and the handshake")
 
 
-class Inbox:
-    """What one peer said and nobody took yet."""
+class Messages(Inbox):
+    """What comes of the log-in. `most`: the largest length field of a message with a type."""
 
-    __slots__ = ("_data", "_most")
+    __slots__ = ("_most",)
 
     def __init__(self, most: int) -> None:
-        """`most`: the largest length field of a message with a type."""
-        self._data = bytearray()
+        super().__init__()
         self._most = most
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def feed(self, data: bytes) -> None:
-        self._data += data
-
-    def rest(self) -> bytes:
-        """Everything that is left."""
-        data = bytes(self._data)
-        self._data.clear()
-        return data
 
     def packet(self) -> bytes | None:
         """The next start-up packet, whole; None: not there yet. Raises `Refusal`."""
@@ -92,21 +71,6 @@ class Inbox:
         else:
             size = REQUEST if held < REQUEST else int.from_bytes(self._data[:4])
         return max(1, size - held)
-
-    def _take(self, size: int) -> bytes | None:
-        if len(self._data) < size:
-            return None
-        taken = bytes(self._data[:size])
-        del self._data[:size]
-        return taken
-
-
-def agent_inbox() -> Inbox:
-    return Inbox(MAX_CREDENTIAL)
-
-
-def server_inbox() -> Inbox:
-    return Inbox(MAX_SHORT)
 
 
 class StartUp(NamedTuple):
@@ -164,7 +128,7 @@ def authentication_code(request: bytes) -> int:
 
 def error(code: str, text: str, hint: str = "") -> bytes:
     """ErrorResponse (54.8) of the gateway, which ends the session."""
-    said = {"S": "FATAL", "V": "FATAL", "C": code, "M": text[:MAX_WORDS], "H": hint}
+    said = {"S": "FATAL", "V": "FATAL", "C": code, "M": text[:MAX_WORDS], "H": hint and f"{hint}."}
     body = b"".join(key.encode() + _line(value) + b"\0" for key, value in said.items() if value)
     return message(b"E", body + b"\0")
 

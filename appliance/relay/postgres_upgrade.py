@@ -10,17 +10,18 @@ TLS with the server comes first, so that its certificate decides. The server is 
 
 from typing import Final
 
-from appliance.model import Direction, Identity
+from appliance.model import Direction
 from appliance.relay import postgres_messages as messages
-from appliance.relay.mediator import Commands, Context, Fail, Pass, Say, Shut, Splice, StartTls, Take
-from appliance.relay.postgres_messages import GSS_REQUEST, REQUEST, SSL_REQUEST, Refusal
+from appliance.relay.failure import Refusal
+from appliance.relay.mediator import Commands, Context, Fail, Mediator, Pass, Say, Shut, Splice, StartTls, Take
+from appliance.relay.postgres_messages import GSS_REQUEST, REQUEST, SSL_REQUEST
 
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 ALPN: Final = ("postgresql",)
 REQUESTS: Final = (SSL_REQUEST, GSS_REQUEST)
 
 
-class PostgresUpgrade:
+class PostgresUpgrade(Mediator):
     """One connection of an agent."""
 
     def __init__(self, context: Context) -> None:
@@ -39,9 +40,6 @@ class PostgresUpgrade:
         if direction is SERVER:
             return int(self._waiting)
         return 0 if self._waiting else max(0, REQUEST - len(self._held))
-
-    def start(self) -> Commands:
-        return []
 
     def dialled(self) -> Commands:
         self._connected = True
@@ -70,12 +68,6 @@ class PostgresUpgrade:
             return [StartTls(CLIENT, alpn=ALPN)]
         self._securing = False
         return self._splice()
-
-    def identified(self, identity: Identity) -> Commands:
-        return []
-
-    def unidentified(self, text: str) -> Commands:
-        return []
 
     def stop(self, reason: str, text: str) -> Commands:
         return self._refuse(Refusal(reason, messages.CONNECTION, text))
@@ -130,7 +122,7 @@ class PostgresUpgrade:
         held, self._held, self.ready = self._held, b"", True
         return [*([Pass(CLIENT, held)] if held else []), Splice()]
 
-    def _refuse(self, refusal: Refusal) -> Commands:
+    def _refuse(self, refusal: Refusal[str]) -> Commands:
         held, self._held = self._held, b""
         said: Commands = [Take(CLIENT, held)] if held else []
         if self._own or not self._securing:  # else the agent is in its handshake, and reads no message

@@ -13,14 +13,16 @@ by itself; its passwords are kept by length only.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Final
 
 from appliance.dissect.redis_words import Word
-from appliance.identity.credential import Kind, Secret
-from appliance.model import Direction, Identity
-from appliance.relay.failure import Failure
+from appliance.identity.credential import Secret
+from appliance.model import Direction
+from appliance.relay.database import CLIENT, MAX_WORDS, SERVER, TOKEN, DatabaseMediator
+from appliance.relay.failure import Refusal
+from appliance.relay.inbox import Inbox
 from appliance.relay.mediator import (
     ANY,
     Commands,
@@ -37,18 +39,21 @@ from appliance.relay.mediator import (
 )
 from appliance.relay.redis_commands import MAX_HELD, Command, Cutter, Malformed
 
-CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 METHOD: Final = "redis-auth"
 MAX_FIRST: Final = 1 << 16  # bytes of a command before log-in; the server itself takes 16 KiB
 MAX_TRIES: Final = 3  # tokens
 MAX_REPLY: Final = 1 << 16  # bytes of the server's reply to a log-in, as far as that must be understood
-MAX_WORDS: Final = 1000  # characters of an error
 OK: Final = b"+OK\r\n"
 NO_AUTH: Final = b"-NOAUTH Authentication required.\r\n"
 DEFAULT: Final = "default"  # the user of AUTH with a password alone
 REFUSED: Final = b"REFUSED-the-gateway-has-logged-in-for-you:-leave-AUTH-RESET-and-changes-of-passwords-out"
 _CODE: Final = re.compile(rb"-([A-Z]{1,20})[ \r]")
-_TOKEN: Final = "token"  # noqa: S105
+CODES: Final = {  # with which errors begin; ERR for other reasons
+    "token-refused": "WRONGPASS",
+    "cleartext-token": "NOAUTH",
+    "no-credential": "NOPERM",
+    "login-refused": "NOPERM",
+}
 
 
 class Phase(Enum):
@@ -59,31 +64,18 @@ class Phase(Enum):
     OVER = auto()
 
 
-class Refusal(Failure):
-    """A flow must end, and the agent can be told why."""
-
-    def __init__(self, reason: str, text: str, *, code: str = "ERR") -> None:
-        super().__init__(reason, text)
-        self.code = code
-
-
-class RedisMediator:
+class RedisMediator(DatabaseMediator[str]):
     """One connection of an agent; if it speaks TLS, that is up."""
 
     def __init__(self, context: Context) -> None:
-        self._context = context
-        self._secret: Secret | None = context.secret
-        self._token = context.rule.identify == "token"
+        super().__init__(context)
         self._guarded = self._token or context.secret is not None  # log-ins are the gateway's
         self._phase = Phase.START if self._token else Phase.WAITING
-        self.ready = False
-        self._agent = Cutter(every=self._token, most=MAX_FIRST if self._token else MAX_HELD)
-        self._server = bytearray()  # its reply to a log-in, not whole yet
-        self._out: Commands = []
+        self._agent: Cutter = Cutter(every=self._token, most=MAX_FIRST if self._token else MAX_HELD)
+        self._server = Inbox()  # its reply to a log-in, not whole yet
         self._asked: Command | None = None  # what the agent logs in by
-        self._connected = False
+        self._dialled = False
         self._tries = 0
-        self._user = ""
         self._ends = True  # the server's last words ended a line
 
     # -- what a mediator is asked ----------------------------------------------------------------------------------
@@ -101,43 +93,14 @@ class RedisMediator:
         if direction is SERVER and self._phase is Phase.OPEN:
             self._ends = data.endswith(b"\n")
             return [Pass(SERVER, data)]
-        if direction is CLIENT:
-            self._agent.feed(data)
-            return self._run(self._hear_agent)
-        self._server += data
-        return self._run(self._hear_server)
+        return super().receive(direction, data)
 
-    def ended(self, direction: Direction) -> Commands:
-        return self._run(self._agent_ended if direction is CLIENT else self._server_ended)
+    @property
+    def _over(self) -> bool:
+        return self._phase is Phase.OVER
 
-    def dialled(self) -> Commands:
-        return self._run(self._connect)
-
-    def dial_failed(self, reason: str, text: str) -> Commands:
-        return self._run(lambda: self._refuse(Refusal(reason, f"the gateway did not reach the server: {text}")))
-
-    def secured(self, peer: Direction) -> Commands:
-        return []
-
-    def identified(self, identity: Identity) -> Commands:
-        return self._run(self._connect if self._connected else self._dial)
-
-    def unidentified(self, text: str) -> Commands:
-        return self._run(lambda: self._decline(text))
-
-    def stop(self, reason: str, text: str) -> Commands:
-        return self._run(lambda: self._refuse(Refusal(reason, text)))
-
-    def _run(self, step: Callable[[], None]) -> Commands:
-        """The commands of one step."""
-        if self._phase is Phase.OVER:
-            return []
-        self._out = []
-        try:
-            step()
-        except Refusal as refusal:
-            self._refuse(refusal)
-        return self._out
+    def _code(self, reason: str) -> str:
+        return CODES.get(reason, "ERR")
 
     # -- the agent -------------------------------------------------------------------------------------------------
 
@@ -145,13 +108,13 @@ class RedisMediator:
         try:
             while self._phase in (Phase.START, Phase.OPEN) and (said := self._agent.next()) is not None:
                 if isinstance(said, bytes):
-                    self._out.append(Pass(CLIENT, said) if self._phase is Phase.OPEN else Take(CLIENT, said))
+                    self._do(Pass(CLIENT, said) if self._phase is Phase.OPEN else Take(CLIENT, said))
                 elif self._phase is Phase.START:
                     self._say_first(said)
                 else:
                     self._look(said)
         except Malformed as error:
-            raise Refusal("protocol", f"Protocol error: {error}") from None
+            raise self._refusal("protocol", f"Protocol error: {error}") from None
 
     def _say_first(self, command: Command) -> None:
         """Before it is known who the agent is."""
@@ -159,66 +122,66 @@ class RedisMediator:
         if place is None:
             self._out += [Take(CLIENT, command.data, command.secrets), Say(CLIENT, NO_AUTH)]
             return
-        self._out.append(Take(CLIENT, command.data, tuple((start, end, _TOKEN) for start, end, _ in command.secrets)))
+        self._do(Take(CLIENT, command.data, tuple((start, end, TOKEN) for start, end, _ in command.secrets)))
         if not self._context.tls:
-            text = "the gateway takes an access token as password only over TLS; connect with --tls"
-            raise Refusal("cleartext-token", text, code="NOAUTH")
-        token = place.value
-        if not token or not token.isascii() or b"\0" in token:
-            self._decline("it is none")
-            return
-        self._asked, self._phase = command, Phase.WAITING
-        self._out.append(Identify(token.decode("ascii"), METHOD))
+            text = "the gateway takes an access token as password only over TLS"
+            raise self._refusal("cleartext-token", text, "Connect with --tls")
+        if token := self._token_in(place.value):
+            self._asked, self._phase = command, Phase.WAITING
+            self._do(Identify(token, METHOD))
 
-    def _decline(self, text: str) -> None:
-        """Not this token."""
+    def _decline(self, told: str, hint: str = "") -> None:
+        """The agent may try again."""
         self._tries += 1
-        told = f"the gateway does not accept the access token that was given as password: {text}"
+        refusal = self._refusal("token-refused", told, hint)
         if self._tries >= MAX_TRIES:
-            raise Refusal("token-refused", told, code="WRONGPASS")
-        self._out.append(Say(CLIENT, _error("WRONGPASS", told)))
+            raise refusal
+        self._do(Say(CLIENT, _error(refusal)))
         self._phase = Phase.START
         self._hear_agent()
 
     def _look(self, command: Command) -> None:
         """A command that may have to do with log-ins."""
         if not self._guarded or not _logs_in(command):
-            self._out.append(Pass(CLIENT, command.data, command.secrets))
+            self._do(Pass(CLIENT, command.data, command.secrets))
             return
         name = command.name.decode("ascii")
-        self._out.append(Take(CLIENT, command.data, command.secrets))
+        self._do(Take(CLIENT, command.data, command.secrets))
         text = f"{name} is not passed on: the gateway has logged in for the agent"
-        self._out.append(Note("declined", text, {"command": name}, CLIENT, -len(command.data), 0))
-        self._out.append(Say(SERVER, _command(REFUSED)))
+        self._do(Note("declined", text, {"command": name}, CLIENT, -len(command.data), 0))
+        self._do(Say(SERVER, _command(REFUSED)))
 
     def _agent_ended(self) -> None:
         if self._phase is Phase.OPEN:
             hidden = self._agent.looking
             if rest := self._agent.rest():
                 secrets = ((0, len(rest), "password"),) if hidden else ()
-                self._out.append(Pass(CLIENT, rest, secrets))
-            self._out.append(Shut(SERVER))
+                self._do(Pass(CLIENT, rest, secrets))
+            self._do(Shut(SERVER))
             return
         self._spill()
-        if self._connected:
-            self._out.append(HangUp())
-        self._out.append(Shut(CLIENT))
+        if self._dialled:
+            self._do(HangUp())
+        self._do(Shut(CLIENT))
         self._phase = Phase.OVER
 
     # -- the server ------------------------------------------------------------------------------------------------
 
     def _dial(self) -> None:
-        secret = self._secret
-        self._phase, self._connected = Phase.WAITING, False
-        if secret is not None and secret.kind is not Kind.PASSWORD:
-            text = f"the rule's secret {secret.name} is a {secret.kind}, not a password"
-            raise Refusal("secret", f"{text}; the administrator can name one of kind password")
+        self._phase, self._dialled = Phase.WAITING, False
+        self._check_secret()
         tls = self._context.tls or self._context.rule.upstream_tls == "require"
-        self._out.append(Dial(tls=tls, server_name=self._context.server_name))
+        self._do(Dial(tls=tls, server_name=self._context.server_name))
 
-    def _connect(self) -> None:
+    def _identified(self) -> None:
+        if self._dialled:
+            self._connected()
+        else:
+            self._dial()
+
+    def _connected(self) -> None:
         """Log in, as far as the gateway does that."""
-        self._connected = True
+        self._dialled = True
         asked, secret = self._asked, self._secret
         said: list[bytes] = []
         if asked is not None and asked.name == b"HELLO":
@@ -228,45 +191,39 @@ class RedisMediator:
             said = [b"AUTH", *user, secret.value.reveal().encode()]
         if said:
             self._phase = Phase.LOGIN
-            self._out.append(Say(SERVER, _command(*said)))
+            self._do(Say(SERVER, _command(*said)))
             return
         if asked is not None:
-            self._out.append(Say(CLIENT, OK))
+            self._do(Say(CLIENT, OK))
         self._open(b"")
 
     def _hear_server(self) -> None:
         """To a log-in it replies by a line, to HELLO by something longer, or by an error."""
         if self._phase is not Phase.LOGIN:
-            said = bytes(self._server)
-            self._server.clear()
-            self._out.append(Take(SERVER, said))
-            raise Refusal("protocol", "the server speaks out of turn")
-        reply = bytes(self._server)
+            raise self._refusal("protocol", "the server speaks out of turn")
+        reply = self._server.held()
         hello = self._asked is not None and self._asked.name == b"HELLO"
         if b"\n" not in reply:
             if len(reply) > MAX_REPLY:
-                raise Refusal("protocol", "the server's reply to a log-in has no end")
+                raise self._refusal("protocol", "the server's reply to a log-in has no end")
             return
         if reply.startswith(b"-"):
-            self._server.clear()
+            self._server.rest()
             self._refused(reply, hello=hello)
         elif hello and reply[:1] in (b"%", b"*"):
-            self._server.clear()
-            self._open(reply)
+            self._open(self._server.rest())
         elif not hello and reply.startswith(OK):
-            self._server.clear()
+            self._server.rest()
             self._open(reply[len(OK) :] if self._asked is None else reply)
         else:
-            raise Refusal("protocol", "the server's reply to a log-in is none of Redis")
+            raise self._refusal("protocol", "the server's reply to a log-in is none of Redis")
 
     def _open(self, passed: bytes) -> None:
         """`passed`: what the agent gets of the server's reply."""
-        secret = self._secret
-        if secret is not None:
-            said = {"user": secret.user, "method": "auth", "secret": secret.name}
-            self._out.append(Note("upstream", f"logged in as {secret.user}", {"login": said}))
+        if self._secret is not None:
+            self._note_login(self._secret.user, "auth")
         if passed:
-            self._out.append(Pass(SERVER, passed))
+            self._do(Pass(SERVER, passed))
             self._ends = passed.endswith(b"\n")
         self._phase, self.ready, self._asked = Phase.OPEN, True, None
         self._agent.every, self._agent.most = False, MAX_HELD
@@ -278,50 +235,41 @@ class RedisMediator:
         found = _CODE.match(reply)
         code = found[1].decode("ascii") if found else "unknown"
         if hello and code not in ("WRONGPASS", "NOAUTH", "NOPERM"):
-            self._out.append(Pass(SERVER, reply))  # a server that does not know HELLO, or this version
+            self._do(Pass(SERVER, reply))  # a server that does not know HELLO, or this version
             self._asked, self._phase = None, Phase.START
             self._hear_agent()
             return
-        self._out.append(Take(SERVER, reply))
+        self._do(Take(SERVER, reply))
         if secret is None:
             text = "the server asks for a password, and the gateway's rule names no credential"
-            raise Refusal("no-credential", f"{text}; the administrator can name a secret", code="NOPERM")
+            raise self._refusal("no-credential", text, "The administrator can name a secret")
         told = reply[1:].partition(b"\r")[0].decode("utf-8", "replace")
-        attrs = {"code": code, "secret": secret.name, "generation": secret.generation}
-        if secret.value.reveal() not in told:
-            attrs["message"] = told[:MAX_WORDS]
-        self._out.append(Note("login-refused", "the server refused the gateway's credential", attrs))
-        if secret.former is not None and code == "WRONGPASS":  # rotated here, not yet there
-            self._secret = secret.former
-            self._out.append(HangUp())
-            self._dial()
-            return
-        text = f"the server refused the credential that the gateway uses for this rule ({code})"
-        hint = f"the administrator should look at secret {secret.name}"
-        raise Refusal("login-refused", f"{text}; {hint}", code="NOPERM")
+        refusal = self._login_refused(secret, {"code": code}, code, told, again=code == "WRONGPASS")
+        if refusal is not None:
+            raise refusal
 
     def _server_ended(self) -> None:
         if self._phase is Phase.OPEN:
-            self._out.append(Shut(CLIENT))
-        elif self._connected:
-            raise Refusal("server-gone", "the server closed the connection before the log-in was done")
+            self._do(Shut(CLIENT))
+        elif self._dialled:
+            raise self._refusal("server-gone", "the server closed the connection before the log-in was done")
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: Refusal[str]) -> None:
         self._spill()
-        if self._server:
-            self._out.append(Take(SERVER, bytes(self._server)))
+        if len(self._server):
+            self._do(Take(SERVER, self._server.rest()))
         if self._phase is not Phase.OPEN or self._ends:  # else it would be read as part of something
-            self._out.append(Say(CLIENT, _error(refusal.code, refusal.text)))
-        self._out.append(Fail(refusal.reason, refusal.text))
+            self._do(Say(CLIENT, _error(refusal)))
+        self._do(Fail(refusal.reason, refusal.text))
         self._phase = Phase.OVER
 
     def _spill(self) -> None:
         """What the agent said and was not dealt with is on record too; of what may be a password, only the length."""
         hidden = self._agent.looking
         if rest := self._agent.rest():
-            self._out.append(Take(CLIENT, rest, ((0, len(rest), "password"),) if hidden else ()))
+            self._do(Take(CLIENT, rest, ((0, len(rest), "password"),) if hidden else ()))
 
 
 def _token_of(command: Command) -> Word | None:
@@ -369,6 +317,6 @@ def _command(*words: bytes) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
 
 
-def _error(code: str, text: str) -> bytes:
-    said = " ".join(text[:MAX_WORDS].split())
-    return f"-{code} {said}\r\n".encode("utf-8", "replace")
+def _error(refusal: Refusal[str]) -> bytes:
+    said = f"{refusal.text[:MAX_WORDS]}{'. ' if refusal.hint else ''}{refusal.hint}"
+    return f"-{refusal.code} {' '.join(said.split())}\r\n".encode("utf-8", "replace")

@@ -35,17 +35,9 @@ class Routes:
         """The rule for a server at this address that the agent calls `name`; "": by no name."""
         server = ip_address(address)
         fitting = [
-            match for match in self.candidates(address, port) if not match.rule.host or fits(match.rule.host, name)
+            match for match in self.candidates(address, port) if not match.rule.host or match.rule.is_about(name)
         ]
         return max(fitting, key=lambda match: _closeness(match.rule, server), default=None)
-
-
-def fits(host: str, name: str) -> bool:
-    """Does a rule's `host` mean this name? `*.example.com` means every name below it, and not itself."""
-    name = name.lower().removesuffix(".")
-    if host.startswith("*."):
-        return name.endswith(host[1:]) and len(name) > len(host) - 1
-    return name == host
 
 
 def _prefix(rule: Rule, server: Address) -> int:

@@ -51,12 +51,7 @@ class Splice:
             try:
                 size = leg.read_into(view)
             except Failure as failure:
-                if failure.reason == "tls-truncated":  # no closing alert: many peers say none
-                    side = "agent" if direction is Direction.CLIENT else "server"
-                    flow.note(failure.reason, f"{side}: {failure.text}", {"side": side}, direction)
-                    self._ended(direction, leg, other, whole=False)
-                else:
-                    self._failed(failure, direction)
+                self._failed(failure, direction)
                 return
             if size > 0:
                 fill(trace, number, size, other)
@@ -66,6 +61,7 @@ class Splice:
                 elif leg.held:
                     around.loop.call_soon(leg.wake)
             if leg.ended:
+                flow.tell_unconfirmed(direction, leg)
                 self._ended(direction, leg, other)
 
         return read
@@ -92,12 +88,12 @@ class Splice:
 
         return broke
 
-    def _ended(self, direction: Direction, leg: Leg, other: Leg, *, whole: bool = True) -> None:
+    def _ended(self, direction: Direction, leg: Leg, other: Leg) -> None:
         leg.watch(False)
         self._flow.end_of(direction)
 
         def tell() -> None:
-            other.shut(whole=whole)
+            other.shut(whole=not leg.unconfirmed)
             self._finish_if_over()
 
         self._flow.around.recording.then(tell)

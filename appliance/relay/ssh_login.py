@@ -5,7 +5,6 @@ server has to say before: `BANNERS` times.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import asyncssh
@@ -160,7 +159,7 @@ class AgentLogin(asyncssh.SSHServer):
             return False
         if flow.over:
             return False
-        flow.identified(replace(identity, method=method))
+        flow.identified(identity, method)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -9,7 +9,7 @@ import structlog
 
 from appliance.config import Settings
 from appliance.errors import DamagedEvidence, Refused, Unavailable
-from appliance.journal import Cursor, Frame, FrameKind, JournalKey, Reader, Writer
+from appliance.journal import Cursor, Frame, FrameKind, JournalKey, Reader, Writer, set_foreign_aside
 
 MAX_STREAMS: Final = 256
 log = structlog.get_logger()
@@ -21,8 +21,10 @@ def take(settings: Settings) -> tuple[Writer, str]:
     key = JournalKey.load_or_create(settings.data)
     for number in range(MAX_STREAMS):
         name = f"relay-{number}"
+        folder = settings.data / "journal" / name
         try:
-            return Writer(settings.data / "journal" / name, key, settings=settings.journal), name
+            _set_foreign_aside(folder)
+            return Writer(folder, key, settings=settings.journal), name
         except Refused:
             continue
         except DamagedEvidence as error:  # it stays as it is, for those who look into it
@@ -43,6 +45,8 @@ def end_abandoned(settings: Settings, time_ns: int) -> list[str]:
         if not _NAME.fullmatch(folder.name):
             continue
         try:
+            if _set_foreign_aside(folder):
+                continue
             with Writer(folder, key, settings=settings.journal) as writer:
                 if not _is_closed(folder, key):
                     close(writer, folder.name, time_ns)
@@ -52,6 +56,16 @@ def end_abandoned(settings: Settings, time_ns: int) -> list[str]:
         except (Unavailable, DamagedEvidence) as error:
             log.error("stream-unusable", stream=folder.name, reason=str(error))
     return ended
+
+
+def _set_foreign_aside(folder: Path) -> bool:
+    """Whether the stream was one of another format version. Raises `Refused` while a process writes it."""
+    found = set_foreign_aside(folder)
+    if found is None:
+        return False
+    aside, version = found
+    log.warning("journal-set-aside", stream=folder.name, path=str(aside), version=version)
+    return True
 
 
 def _is_closed(folder: Path, key: JournalKey) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from appliance.config import Settings
 from appliance.identity.credential import Secret
@@ -65,6 +65,3 @@ class Surroundings:
 
     def count(self, reason: str) -> None:
         self.counters[reason] = self.counters.get(reason, 0) + 1
-
-
-Json = dict[str, Any]

@@ -120,11 +120,6 @@ class HelloReader:
                 return None
 
 
-def hello_in(data: bytes) -> ClientHello | None:
-    """The ClientHello that begins `data`; None: more is to come. Raises `Malformed`."""
-    return HelloReader().feed(data)
-
-
 def usable(offer: Sequence[bytes]) -> tuple[str, ...]:
     """The protocols of an agent's offer that a server can be asked for: without those that only test it (RFC 8701)."""
     return tuple(name.decode("ascii") for name in offer if name and name.isascii())

@@ -20,14 +20,14 @@ import structlog
 import uvloop
 
 from appliance import config, status
-from appliance.errors import MalformedInput, VerbatimError
+from appliance.errors import VerbatimError
 from appliance.identity import ca
 from appliance.identity.mint import Mint
 from appliance.identity.secrets import Secrets
 from appliance.identity.undumpable import forbid_dumps
 from appliance.log import configure
 from appliance.relay import streams
-from appliance.relay.accepting import Accepting, listener
+from appliance.relay.accepting import Accepting, flows_of, listener
 from appliance.relay.failure import Failure
 from appliance.relay.flow import Flow
 from appliance.relay.kernel import ProgramView
@@ -45,8 +45,6 @@ TICK: Final = 1.0
 HANDOVER: Final = 3.0  # seconds for which a worker that is replaced still accepts what was under way
 LAST_WORDS: Final = 3.0  # seconds for flows to end when the process is told to
 TEND: Final = 2.0
-FILES: Final = 256  # descriptors that are not of flows: journal, maps, status, names, keys
-FILES_EACH: Final = 2  # of a flow
 
 log = structlog.get_logger()
 Address = tuple[str, int]
@@ -96,7 +94,7 @@ class Worker:
         )
         self._accepting = Accepting(loop, self._take, lambda: not recording.stalled)
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._most = min(settings.relay.max_connections, (files - FILES) // FILES_EACH)
+        self._most = min(settings.relay.max_connections, flows_of(files))
         self._kernel: Kernel | None = None
         self._steered = steered
         self._number = number
@@ -112,9 +110,9 @@ class Worker:
             port = sock.getsockname()[1]
             self._accepting.add(sock, proxied=False)
         for text in self._settings.relay.proxy:
-            host, proxy_port = split(text)
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._accepting.add(listener(family, host, proxy_port, shared=True), proxied=True)
+            address, proxy_port = config.endpoint(text)
+            family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+            self._accepting.add(listener(family, str(address), proxy_port, shared=True), proxied=True)
         return port
 
     def _take(self, sock: socket.socket, client: Address, proxied: bool) -> None:
@@ -158,7 +156,7 @@ class Worker:
         if lease:
             try:
                 async with asyncio.timeout(self._settings.relay.handshake_timeout):
-                    flow.identity = await self._who.holds(lease)
+                    flow.held_by(await self._who.holds(lease))
             except VerbatimError as error:
                 unknown = str(error)
             except TimeoutError:
@@ -350,14 +348,6 @@ def run(settings: config.Settings, number: int) -> int:
     finally:
         worker.close()
         loop.close()
-
-
-def split(text: str) -> Address:
-    """host:port or [v6]:port. Raises `MalformedInput`."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise MalformedInput(f"relay.proxy {text}: not an address with a port; write host:port or [v6]:port")
-    return host.strip("[]"), int(port)
 
 
 def _raise_files() -> None:

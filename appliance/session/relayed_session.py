@@ -22,12 +22,22 @@ SAID = ("sni", "alpn", "ja4")  # of the agent's TLS, as a dissector of TLS calls
 ENDINGS = frozenset(Ending)
 
 
+class Announced(NamedTuple):
+    """A credential that the relay told of and whose bytes, or the last of them, have not come. Offsets of the relay."""
+
+    side: int
+    start: int
+    end: int
+    what: str
+
+
 class Left(NamedTuple):
     """What is kept of a flow that goes on while its session was given up."""
 
     birth: Birth
     relay: dict[str, Any]
-    reached: tuple[int, int]  # the relay's offsets, up to which that session has the bytes
+    reached: tuple[int | None, int | None]  # the relay's offsets, up to which that session has the bytes; None: unknown
+    announced: tuple[Announced, ...]
     handover: Handover | None
 
 
@@ -55,13 +65,14 @@ class RelayedSession(Session):
 
     BYTES = RELAYED_BYTES
 
-    __slots__ = ("_at", "_early", "_legs", "_midstream", "_missing", "_origin", "relay")
+    __slots__ = ("_announced", "_at", "_early", "_legs", "_midstream", "_missing", "_origin", "relay")
 
     def __init__(self, birth: Birth, max_text: int, relay: dict[str, Any]) -> None:
         super().__init__(birth, max_text)
         self.relay = relay
         self._origin: list[int | None] = [0, 0]  # the relay's offset of the first byte; None: not known yet
         self._early: list[Relayed] = []  # notes about bytes of which it is not known
+        self._announced: list[Announced] = []
         self._at = [0, 0]
         self._missing = [0, 0]
         self._midstream = False
@@ -78,11 +89,15 @@ class RelayedSession(Session):
         if left is not None and left.handover is not None:
             self.conversation.succeed(left.handover)
         self.finding("midstream", None, 0, 0, ts_ns, "the start was not seen", out)
+        for one in () if left is None else left.announced:
+            self._announce(one, out)
 
     def left(self, handover: Handover | None) -> Left:
         """For the session that goes on with its flow."""
-        reached = (self._at[0] + (self._origin[0] or 0), self._at[1] + (self._origin[1] or 0))
-        return Left(self.birth, self.relay, reached, handover)
+        client, server = (
+            None if origin is None else origin + at for origin, at in zip(self._origin, self._at, strict=True)
+        )
+        return Left(self.birth, self.relay, (client, server), self._ahead(), handover)
 
     # -- records ---------------------------------------------------------------------------------------------------
 
@@ -117,7 +132,8 @@ class RelayedSession(Session):
             self.birth = replace(self.birth, identity=identity_of(attrs.get("identity"), lease_id))
             self.revise(out)
         elif kind == "redacted":
-            self._redact(side, max(0, start), end, text_of(attrs, "what") or "credential", out)
+            low, high = number_of(said, "start"), number_of(said, "end")
+            self._announce(Announced(side, low, high, text_of(attrs, "what") or "credential"), out)
         elif kind == "protocol" and (name := text_of(attrs, "protocol")):
             self.relay = self.relay | {kind: name}
             self._emit(self.conversation.adopt(name), out)
@@ -163,6 +179,9 @@ class RelayedSession(Session):
     def _place(self, side: int, offset: int, now: int, out: list[Row]) -> None:
         """The first byte of this direction is the relay's byte `offset`."""
         self._origin[side] = offset
+        for one in self._announced:
+            if one.side == side:
+                self._redact_announced(one, out)
         early, self._early = self._early, []
         for record in early:
             self.note(record, now, out)
@@ -189,6 +208,19 @@ class RelayedSession(Session):
             self._settle(side, out)
         return following, body
 
+    def _announce(self, one: Announced, out: list[Row]) -> None:
+        self._announced = [*self._ahead()[1 - MAX_EARLY :], one]
+        if self._origin[one.side] is not None:
+            self._redact_announced(one, out)
+
+    def _redact_announced(self, one: Announced, out: list[Row]) -> None:
+        side = one.side
+        self._redact(side, max(0, self._offset(side, one.start)), self._offset(side, one.end), one.what, out)
+
+    def _ahead(self) -> tuple[Announced, ...]:
+        """What was announced and is not there."""
+        return tuple(one for one in self._announced if self._offset(one.side, one.end) > self._at[one.side])
+
     def _redact(self, side: int, start: int, end: int, what: str, out: list[Row]) -> None:
         """What the relay made asterisks of is told once, also where the dissector takes it for a credential too."""
         if start < end and not self.outlets[side].hides(start, end):
@@ -199,6 +231,7 @@ class RelayedSession(Session):
         for side in (0, 1):
             if self._origin[side] is None and self._early:
                 self._place(side, 0, self.touched, out)
+                self._origin[side] = None  # still
 
     def _sides(self) -> tuple[coverage.Side, coverage.Side]:
         return self._side(0), self._side(1)

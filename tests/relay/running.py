@@ -1,6 +1,6 @@
 """A relay worker in a thread of this process, for real clients and servers on loopback; and what it recorded.
 
-Nothing steers here: every connection to the worker's port is taken for one to `server`.
+Nothing steers here: every connection to the worker's port is taken for one to `server`. One token is good there.
 """
 
 import asyncio
@@ -9,17 +9,24 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import uvloop
 
 from appliance import config
+from appliance.errors import Refused
+from appliance.identity.credential import Kind, Secret
+from appliance.identity.secret_text import SecretText
 from appliance.journal import FrameKind, JournalKey, Reader
 from appliance.journal.relayed import RelayedKind, scan
+from appliance.model import Identity
 from appliance.relay.worker import Worker
 from tests.lab.wait import until
 
+TOKEN: Final = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZ2VudC03In0.c2lnbmF0dXJl"
+AGENT: Final = Identity(issuer="https://login.example.com", subject="agent-7")
 Address = tuple[str, int]
+Prepare = Callable[[Worker], None]
 
 
 @dataclass(slots=True)
@@ -48,7 +55,7 @@ class Running:
         data: Path,
         rules: list[dict[str, Any]],
         server: Address,
-        prepare: Callable[[Worker], None] | None = None,
+        prepare: Prepare | None = None,
         **sections: Any,
     ) -> None:
         self.settings = config.Settings(data=data, rules=rules, **sections)
@@ -120,6 +127,41 @@ class Running:
         """The only one."""
         (only,) = self.flows()
         return only
+
+    def recorded(self, *secrets: str) -> list[Recorded]:
+        """Every flow, when all have ended and the relay too. None of these credentials is on any."""
+        self.idle()
+        self.stop()
+        flows = self.flows()
+        shown = b"".join(bytes(part) for flow in flows for part in flow.data)
+        shown += repr([flow.notes for flow in flows]).encode()
+        for secret in secrets:
+            assert secret.encode() not in shown
+        return flows
+
+
+Begin = Callable[..., Running]
+
+
+def trusting(secret: Secret | None = None, token: str = TOKEN) -> Prepare:
+    """A worker for which this is the only good token, AGENT's, and every rule's credential is `secret`."""
+
+    async def verify(given: str) -> Identity:
+        if given != token:
+            raise Refused("token: it has expired; get a new one")
+        return AGENT
+
+    def prepare(worker: Worker) -> None:
+        worker.around.verify = verify
+        worker.around.secret = lambda name: secret  # type: ignore[assignment, return-value]
+
+    return prepare
+
+
+def password(name: str, user: str, value: str, former: str = "") -> Secret:
+    """One that was rotated, if it has a `former` value."""
+    before = Secret(name, Kind.PASSWORD, SecretText(former), user) if former else None
+    return Secret(name, Kind.PASSWORD, SecretText(value), user, generation=2, former=before)
 
 
 def _add(flow: Recorded, record: Any) -> None:

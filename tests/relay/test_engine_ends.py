@@ -76,18 +76,23 @@ def test_an_agent_is_heard_to_its_end_though_its_server_said_all(
         relay.idle()
         relay.stop()
         flow = relay.flow()
+    assert "ended" not in flow.notes_of("tls")[-1]["attrs"]
     assert len(heard[0]) == len(sent), flow.closed
     assert hashlib.sha256(heard[0]).digest() == hashlib.sha256(sent).digest()
     assert bytes(flow.data[0]) == sent
 
 
-def test_a_server_that_says_no_closing_alert_is_heard_to_its_end(tmp_path: Path, pki: Pki) -> None:
-    """Many don't: what they said arrives, the agent learns that nothing confirms its end, and the record says so."""
+@pytest.mark.parametrize("rest", [b"", b"\x17\x03\x03\x00\x20cut"], ids=["between records", "within a record"])
+def test_a_server_that_says_no_closing_alert_is_heard_to_its_end(tmp_path: Path, pki: Pki, rest: bytes) -> None:
+    """Many don't: what they said arrives, the agent learns that nothing confirms its end, and the record says so. A
+    finding is where bytes are lost."""
     sent = os.urandom(4 * 2**20)
 
     def cut(sock: socket.socket) -> None:
         sock.recv(10)
         sock.sendall(sent)
+        with socket.socket(fileno=os.dup(sock.fileno())) as below:
+            below.sendall(rest)
         sock.shutdown(socket.SHUT_WR)
 
     tls = server_context(pki, NAME)
@@ -108,7 +113,8 @@ def test_a_server_that_says_no_closing_alert_is_heard_to_its_end(tmp_path: Path,
         flow = relay.flow()
     assert bytes(got) == sent
     assert bytes(flow.data[1]) == sent
-    assert flow.notes_of("tls-truncated")
+    assert len(flow.notes_of("tls-truncated")) == bool(rest)
+    assert flow.notes_of("upstream")[-1]["attrs"]["tls"]["ended"] == "without close_notify"
     assert flow.ended[1]
 
 

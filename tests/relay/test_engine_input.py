@@ -23,11 +23,6 @@ from tests.relay.test_tls import NAME, client_hello, rules
 SLOWEST: float = 1.0  # seconds for an answer beside hostile flows, on a machine that does other things too
 
 
-@pytest.fixture
-def pki(tmp_path: Path) -> Pki:
-    return Pki(tmp_path / "pki")
-
-
 @contextmanager
 def steady(relay: Running, context: ssl.SSLContext) -> Iterator[list[float]]:
     """Asks again and again beside what the block does: each answer must be right. Gives the seconds that they took."""

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hpack import Decoder, Encoder, HeaderTuple, NeverIndexedHeaderTuple
@@ -152,6 +153,26 @@ def test_tokens_say_who_and_end_here() -> None:
             assert [message.attrs["stream"] for message in read] == [1, 3, 5], "the record can be read still"
             assert not any("malformed" in message.flags for message in read)
             assert '["n", "5"]' in json.dumps(read[2].attrs)
+
+
+@pytest.mark.parametrize("huffman", [False, True])
+@pytest.mark.parametrize("header", ["x-api-key", "x-shop-key"])
+def test_a_token_in_the_field_of_the_rules_credential(header: str, huffman: bool) -> None:
+    for indexed in (False, True):
+        agent = Agent(huffman=huffman)
+        play = begin(BY_TOKEN, tokens=TOKENS, secret=replace(KEY, header=header))
+        sent = b""
+        for stream, value in ((1, TOKEN), (3, TOKEN), (5, "nobody")):
+            sent += agent.headers(stream, [*GET, (header, value)], "END_STREAM", indexed=indexed)
+        play.agent(sent)
+        assert play.identities == [AGENT] * 2
+        assert play.declined == [401]
+        assert [dict(fields)[header] for fields in asked(play).values()] == ["real-key-of-the-shop"] * 2
+        kept = bytes(play.record[0])
+        assert len(kept) == len(OPEN + sent)
+        for form in (TOKEN.encode(), bytes(Agent().block([("x", TOKEN)]))[6:20], b"nobody"):
+            assert form not in kept
+            assert form not in play.to_server
 
 
 @pytest.mark.parametrize("huffman", [False, True])

@@ -2,6 +2,7 @@
 never seen by the agent. Sans I/O."""
 
 import base64
+from dataclasses import replace
 
 import pytest
 
@@ -133,6 +134,59 @@ def test_token_and_credential_together() -> None:
     assert TOKEN.encode() not in play.to_server
 
 
+@pytest.mark.parametrize("header", ["x-api-key", "x-shop-key"])
+@pytest.mark.parametrize("given", [TOKEN.encode(), b"Bearer " + TOKEN.encode()], ids=["bare", "bearer"])
+def test_a_token_in_the_field_of_the_rules_credential(header: str, given: bytes) -> None:
+    secret = replace(KEY, header=header)
+    asked = with_field(header.title().encode(), given)
+    for cut in range(1, len(asked), 7):
+        play = Play(BY_TOKEN, tokens=TOKENS, secret=secret).agent(asked[:cut], asked[cut:]).server(OK)
+        assert play.identities == [AGENT]
+        assert bytes(play.to_server) == BARE[:-2] + header.encode() + b": real-key-of-the-shop\r\n\r\n"
+        assert bytes(play.record[0]) == asked.replace(given, b"*" * len(given))
+        assert play.agent(BARE).status == 401, "each request needs it"
+        assert f"an access token is needed as Authorization: Bearer or {header}".encode() in play.to_agent
+    both = with_field(b"Authorization", b"Bearer " + TOKEN.encode(), asked.replace(TOKEN.encode(), b"dummy-key"))
+    play = Play(BY_TOKEN, tokens=TOKENS, secret=secret).agent(both)
+    assert play.identities == [AGENT]
+    assert b"dummy-key" not in play.record[0]
+    assert b"dummy-key" not in play.to_server
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        with_field(b"X-Api-Key", b"nobody"),
+        with_field(b"X-Api-Key", TOKEN.encode(), with_field(b"X-Api-Key", TOKEN.encode())),
+        with_field(b"X-Other-Key", TOKEN.encode()),
+    ],
+    ids=["bad", "two", "another field"],
+)
+def test_what_is_no_token_in_the_field_of_the_rules_credential(asked: bytes) -> None:
+    play = Play(BY_TOKEN, tokens=TOKENS, secret=KEY).agent(asked)
+    assert play.status == 401
+    assert not play.dials
+    assert b"nobody" not in play.record[0]
+    for no in (None, BEARER, replace(KEY, kind=Kind.PASSWORD, user="shop")):
+        assert Play(BY_TOKEN, tokens=TOKENS, secret=no).agent(with_field(b"X-Api-Key", TOKEN.encode())).status == 401
+
+
+@pytest.mark.parametrize("header", ["x-api-key", "x-shop-key"])
+def test_a_token_in_the_field_of_the_rules_credential_that_is_refused_is_not_on_record(header: str) -> None:
+    asked = with_field(header.title().encode(), TOKEN.encode())
+    for bad in (
+        asked.replace(b"Host", b"Host "),
+        asked.replace(b"ey: ", b"ey:\r\n "),
+        asked.replace(b"\r\nHost", b"\nHost"),
+        asked.replace(b"ey: ", b"ey : "),
+        asked[:-30],
+    ):
+        play = Play(BY_TOKEN, tokens=TOKENS, secret=replace(KEY, header=header)).agent(bad).ended(CLIENT)
+        assert play.status == 400
+        assert TOKEN.encode()[:20] not in play.record[0]
+        assert len(play.record[0]) == len(bad)
+
+
 # -- explicit proxy ----------------------------------------------------------------------------------------------------
 
 
@@ -172,6 +226,12 @@ def test_a_token_that_is_given_twice_does_not_reach_the_server() -> None:
     both = with_field(b"Authorization", b"Bearer " + TOKEN.encode(), both)
     play = Play(proxied=True, tokens=TOKENS).agent(both)
     assert bytes(play.to_server) == BARE
+    assert TOKEN.encode() not in play.record[0]
+    key = with_field(
+        b"X-Api-Key", TOKEN.encode(), with_field(b"Proxy-Authorization", b"Bearer " + TOKEN.encode(), PROXIED)
+    )
+    play = Play(proxied=True, tokens=TOKENS, secret=KEY).agent(key)
+    assert TOKEN.encode() not in play.to_server
     assert TOKEN.encode() not in play.record[0]
     own = with_field(b"Authorization", b"Bearer of-the-server", PROXIED)
     own = with_field(b"Proxy-Authorization", b"Bearer " + TOKEN.encode(), own)

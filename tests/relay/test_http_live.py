@@ -14,29 +14,20 @@ import pytest
 import requests
 from websockets.sync.client import connect as websocket
 
-from appliance.errors import Refused
 from appliance.identity.credential import Kind, Secret
 from appliance.identity.secret_text import SecretText
 from appliance.model import Identity
-from appliance.relay.worker import Worker
 from tests.lab.net import PYTHON, ROOT
 from tests.lab.pki import Pki
 from tests.lab.services.grpc_app import pack, unpack
 from tests.lab.wait import until
 from tests.relay.http_lab import BIG, NAME, Nginx, free_ports, nginx
-from tests.relay.running import Recorded, Running
+from tests.relay.running import AGENT, TOKEN, Begin, Recorded, Running, trusting
 from tests.relay.servers import read_all
 
-TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZ2VudC03In0.c2lnbmF0dXJl"
 KEY = "the-real-key-of-the-shop"
-AGENT = Identity(issuer="https://login.example.com", subject="agent-7")
 SECRET = Secret("shop-api", Kind.TOKEN, SecretText(KEY), header="x-api-key")
 Start = Callable[..., Running]
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return Pki(tmp_path_factory.mktemp("pki") / "pki")
 
 
 @pytest.fixture(scope="module")
@@ -46,33 +37,14 @@ def web(tmp_path_factory: pytest.TempPathFactory, pki: Pki) -> Iterator[Nginx]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, pki: Pki) -> Iterator[Start]:
+def start(begin: Begin) -> Start:
     """Starts a relay in front of a port; its rule has what is given."""
-    begun: list[Running] = []
 
-    def begin(port: int, secret: Secret | None = None, **relay: Any) -> Running:
-        rule = {"application": "http", "mode": "mediate", "ca": str(pki.certificate)} | relay
-        if secret is not None:
-            rule["secret"] = secret.name
+    def one(port: int, secret: Secret | None = None, **relay: Any) -> Running:
+        named = {} if secret is None else {"secret": secret.name}
+        return begin(("127.0.0.1", port), trusting(secret), {"application": "http"} | relay | named)
 
-        def prepare(worker: Worker) -> None:
-            worker.around.verify = _verify
-            worker.around.secret = lambda name: secret  # type: ignore[assignment, return-value]
-
-        rules = [{"to": "127.0.0.0/8", "lane": "relay", "protocol": "tcp", "relay": rule}]
-        one = Running(tmp_path / "data", rules, ("127.0.0.1", port), prepare)
-        begun.append(one.__enter__())
-        return one
-
-    yield begin
-    for one in begun:
-        one.stop()
-
-
-async def _verify(token: str) -> Identity:
-    if token != TOKEN:
-        raise Refused("token: it has expired; get a new one")
-    return AGENT
+    return one
 
 
 def curl(relay: Running, *arguments: str, scheme: str = "https", path: str = "/hello") -> bytes:
@@ -85,15 +57,7 @@ def curl(relay: Running, *arguments: str, scheme: str = "https", path: str = "/h
 
 def recorded(relay: Running) -> list[Recorded]:
     """Every flow, and no credential on any of them."""
-    relay.idle()
-    relay.stop()
-    flows = relay.flows()
-    shown = (
-        b"".join(bytes(part) for flow in flows for part in flow.data) + repr([flow.notes for flow in flows]).encode()
-    )
-    assert TOKEN.encode() not in shown
-    assert KEY.encode() not in shown
-    return flows
+    return relay.recorded(TOKEN, KEY)
 
 
 AUTHORIZED = ("-H", f"Authorization: Bearer {TOKEN}")

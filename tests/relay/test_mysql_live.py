@@ -9,28 +9,18 @@ from typing import Any
 import pymysql
 import pytest
 
-from appliance.errors import Refused
-from appliance.identity.credential import Kind, Secret
-from appliance.identity.secret_text import SecretText
-from appliance.model import Identity
-from appliance.relay.worker import Worker
 from tests.dissect import mysql_lab
 from tests.dissect.mysql_lab import Server
 from tests.lab.pki import Pki
 from tests.lab.wait import until
-from tests.relay.running import Recorded, Running
+from tests.relay import running
+from tests.relay.running import Begin, Recorded, Running, trusting
 
 NAME = "db.example.com"
-TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZ2VudC03In0.c2lnbmF0dXJl" + "A" * 700  # more than a length byte could tell
-AGENT = Identity(issuer="https://login.example.com", subject="agent-7")
+TOKEN = running.TOKEN + "A" * 700  # more than a length byte could tell
 Start = Callable[..., Running]
 
 pytestmark = pytest.mark.skipif(not mysql_lab.available(), reason="needs MariaDB and root")
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return Pki(tmp_path_factory.mktemp("pki") / "pki")
 
 
 @pytest.fixture(scope="module")
@@ -40,39 +30,15 @@ def server(pki: Pki) -> Iterator[Server]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, server: Server, pki: Pki) -> Iterator[Start]:
+def start(begin: Begin, server: Server) -> Start:
     """Starts a relay in front of the server; its rule has what is given."""
-    begun: list[Running] = []
 
-    def begin(user: str = "", password: str = "", former: str = "", **relay: Any) -> Running:
-        rule = {"application": "mysql", "mode": "mediate", "ca": str(pki.certificate)}
-        if user:
-            rule["secret"] = "orders"
-        secret = _secret(user, password or server.password, former)
+    def one(user: str = "", password: str = "", former: str = "", **relay: Any) -> Running:
+        secret = running.password("orders", user, password or server.password, former)
+        named = {"secret": secret.name} if user else {}
+        return begin(("127.0.0.1", server.port), trusting(secret, TOKEN), {"application": "mysql"} | named | relay)
 
-        def prepare(worker: Worker) -> None:
-            worker.around.verify = _verify
-            worker.around.secret = lambda name: secret
-
-        rules = [{"to": "127.0.0.0/8", "lane": "relay", "protocol": "tcp", "relay": rule | relay}]
-        one = Running(tmp_path / "data", rules, ("127.0.0.1", server.port), prepare)
-        begun.append(one.__enter__())
-        return one
-
-    yield begin
-    for one in begun:
-        one.stop()
-
-
-async def _verify(token: str) -> Identity:
-    if token != TOKEN:
-        raise Refused("token: it has expired; get a new one")
-    return AGENT
-
-
-def _secret(user: str, password: str, former: str) -> Secret:
-    before = Secret("orders", Kind.PASSWORD, SecretText(former), user) if former else None
-    return Secret("orders", Kind.PASSWORD, SecretText(password), user, generation=2, former=before)
+    return one
 
 
 def mariadb(
@@ -99,14 +65,7 @@ def connect(relay: Running, *, tls: bool = True, **more: Any) -> Any:
 
 def recorded(relay: Running) -> list[Recorded]:
     """Every flow, and no credential on any of them."""
-    relay.idle()
-    relay.stop()
-    flows = relay.flows()
-    shown = b"".join(bytes(part) for flow in flows for part in flow.data)
-    shown += repr([flow.notes for flow in flows]).encode()
-    for secret in (TOKEN, mysql_lab.Server.password):
-        assert secret.encode() not in shown
-    return flows
+    return relay.recorded(TOKEN, Server.password)
 
 
 def login_of(flow: Recorded) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from appliance.identity.credential import Kind, Secret
 from appliance.identity.secret_text import SecretText
+from appliance.relay.failure import Refusal
 from appliance.relay.mysql_login import ED25519, SHA2, SHA256, Login
-from appliance.relay.mysql_messages import CLEAR, NATIVE, Refusal
+from appliance.relay.mysql_messages import CLEAR, NATIVE
 from tests.dissect.mysql_bytes import SCRAMBLE
 from tests.relay.mysql_play import PASSWORD, scrambled, scrambled_sha2, secret
 

@@ -16,32 +16,21 @@ import pytest
 import sqlalchemy
 
 from appliance.dissect.postgres import Postgres
-from appliance.errors import Refused
-from appliance.identity.credential import Kind, Secret
-from appliance.identity.secret_text import SecretText
-from appliance.model import Identity
-from appliance.relay.worker import Worker
 from tests.dissect import postgres_lab
 from tests.dissect.harness import C, S, play
 from tests.dissect.postgres_bytes import packet, z
 from tests.dissect.postgres_lab import Server
 from tests.lab.pki import Pki
 from tests.lab.wait import until
+from tests.relay import running
 from tests.relay.postgres_play import authentication
-from tests.relay.running import Recorded, Running
+from tests.relay.running import TOKEN, Begin, Recorded, Running, trusting
 
 NAME = "db.example.com"
-TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZ2VudC03In0.c2lnbmF0dXJl"
-AGENT = Identity(issuer="https://login.example.com", subject="agent-7")
 START = packet(196608, z("user", "scram", "database", "postgres") + b"\0")
 Start = Callable[..., Running]
 
 pytestmark = pytest.mark.skipif(not postgres_lab.available(), reason="needs PostgreSQL 15 and root")
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return Pki(tmp_path_factory.mktemp("pki") / "pki")
 
 
 @pytest.fixture(scope="module")
@@ -51,40 +40,15 @@ def server(pki: Pki) -> Iterator[Server]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, server: Server, pki: Pki) -> Iterator[Start]:
+def start(begin: Begin, server: Server) -> Start:
     """Starts a relay in front of the server; its rule has what is given."""
-    begun: list[Running] = []
 
-    def begin(role: str = "", password: str = "", former: str = "", seconds: float = 10.0, **relay: Any) -> Running:
-        rule = {"application": "postgres", "mode": "mediate", "ca": str(pki.certificate)}
-        if role:
-            rule["secret"] = "orders"
-        secret = _secret(role, password or server.password, former)
+    def one(role: str = "", password: str = "", former: str = "", seconds: float = 10.0, **more: Any) -> Running:
+        secret = running.password("orders", role, password or server.password, former)
+        relay = {"application": "postgres"} | ({"secret": secret.name} if role else {}) | more
+        return begin(("127.0.0.1", server.port), trusting(secret), relay, handshake_timeout=seconds)
 
-        def prepare(worker: Worker) -> None:
-            worker.around.verify = _verify
-            worker.around.secret = lambda name: secret
-
-        rules = [{"to": "127.0.0.0/8", "lane": "relay", "protocol": "tcp", "relay": rule | relay}]
-        limits = {"handshake_timeout": seconds}
-        one = Running(tmp_path / "data", rules, ("127.0.0.1", server.port), prepare, relay=limits)
-        begun.append(one.__enter__())
-        return one
-
-    yield begin
-    for one in begun:
-        one.stop()
-
-
-async def _verify(token: str) -> Identity:
-    if token != TOKEN:
-        raise Refused("token: it has expired; get a new one")
-    return AGENT
-
-
-def _secret(role: str, password: str, former: str) -> Secret:
-    before = Secret("orders", Kind.PASSWORD, SecretText(former), role) if former else None
-    return Secret("orders", Kind.PASSWORD, SecretText(password), role, generation=2, former=before)
+    return one
 
 
 def dsn(relay: Running, **options: str) -> str:
@@ -101,16 +65,9 @@ def psql(relay: Running, sql: str, **options: str) -> subprocess.CompletedProces
 
 def recorded(relay: Running) -> list[Recorded]:
     """Every flow, and no credential on any of them."""
-    relay.idle()
-    relay.stop()
-    flows = relay.flows()
+    flows = relay.recorded(TOKEN, Server.password)
     for path in (relay.settings.data / "journal").rglob("*"):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes()
-    shown = (
-        b"".join(bytes(part) for flow in flows for part in flow.data) + repr([flow.notes for flow in flows]).encode()
-    )
-    for secret in (TOKEN, postgres_lab.Server.password):
-        assert secret.encode() not in shown
     return flows
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 from scramp import ScramMechanism
 
+from appliance.relay.failure import Refusal
 from appliance.relay.mediator import Commands, Pass, Say, Take
 from appliance.relay.postgres_login import Login, PassThrough
-from appliance.relay.postgres_messages import Refusal
 from tests.dissect.postgres_bytes import OK, query, typed, z
 from tests.relay.postgres_play import PASSWORD, C, S, authentication, secret
 

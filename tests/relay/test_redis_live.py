@@ -4,35 +4,23 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from appliance.errors import Refused
-from appliance.identity.credential import Kind, Secret
-from appliance.identity.secret_text import SecretText
-from appliance.model import Identity
-from appliance.relay.worker import Worker
 from tests.dissect import redis_lab
 from tests.dissect.redis_bytes import OK, command
 from tests.dissect.redis_lab import Server
 from tests.lab.pki import Pki
-from tests.relay.running import Recorded, Running
+from tests.relay import running
+from tests.relay.running import TOKEN, Begin, Recorded, Running, trusting
 
 NAME = "cache.example.com"
-TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZ2VudC03In0.c2lnbmF0dXJl"
-AGENT = Identity(issuer="https://login.example.com", subject="agent-7")
 REFUSED = "REFUSED-the-gateway-has-logged-in-for-you"
 Start = Callable[..., Running]
 
 pytestmark = pytest.mark.skipif(not redis_lab.available(), reason="needs Redis")
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    return Pki(tmp_path_factory.mktemp("pki") / "pki")
 
 
 @pytest.fixture(scope="module")
@@ -42,35 +30,15 @@ def server(pki: Pki) -> Iterator[Server]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, server: Server, pki: Pki) -> Iterator[Start]:
+def start(begin: Begin, server: Server) -> Start:
     """Starts a relay in front of the server; its rule has what is given, and its credential is of user `alice`."""
-    begun: list[Running] = []
 
-    def begin(password: str = "", former: str = "", *, tls: bool = True, **relay: Any) -> Running:
-        rule = {"application": "redis", "mode": "mediate", "ca": str(pki.certificate)}
-        before = Secret("cache", Kind.PASSWORD, SecretText(former), "alice") if former else None
-        value = SecretText(password or server.password)
-        secret = Secret("cache", Kind.PASSWORD, value, "alice", generation=2, former=before)
-
-        def prepare(worker: Worker) -> None:
-            worker.around.verify = _verify
-            worker.around.secret = lambda name: secret
-
-        rules = [{"to": "127.0.0.0/8", "lane": "relay", "protocol": "tcp", "relay": rule | relay}]
+    def one(password: str = "", former: str = "", *, tls: bool = True, **relay: Any) -> Running:
+        secret = running.password("cache", "alice", password or server.password, former)
         port = server.tls_port if tls else server.port
-        one = Running(tmp_path / "data", rules, ("127.0.0.1", port), prepare)
-        begun.append(one.__enter__())
-        return one
+        return begin(("127.0.0.1", port), trusting(secret), {"application": "redis"} | relay)
 
-    yield begin
-    for one in begun:
-        one.stop()
-
-
-async def _verify(token: str) -> Identity:
-    if token != TOKEN:
-        raise Refused("token: it has expired; get a new one")
-    return AGENT
+    return one
 
 
 def cli(relay: Running, *words: str, token: str = TOKEN, tls: bool = True, input: str = "") -> str:
@@ -91,14 +59,7 @@ def client(relay: Running, **more: Any) -> Any:
 
 def recorded(relay: Running, *more: str) -> list[Recorded]:
     """Every flow, and no credential on any of them."""
-    relay.idle()
-    relay.stop()
-    flows = relay.flows()
-    shown = b"".join(bytes(part) for flow in flows for part in flow.data)
-    shown += repr([flow.notes for flow in flows]).encode()
-    for secret in (TOKEN, Server.password, *more):
-        assert secret.encode() not in shown
-    return flows
+    return relay.recorded(TOKEN, Server.password, *more)
 
 
 def test_a_token_opens_a_session_of_the_rules_credential(start: Start) -> None:

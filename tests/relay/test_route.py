@@ -3,7 +3,7 @@
 import pytest
 
 from appliance.config import Rule
-from appliance.relay.route import Routes, fits
+from appliance.relay.route import Routes
 
 
 def rule(to: str | None = None, **more: object) -> Rule:
@@ -25,7 +25,7 @@ def rule(to: str | None = None, **more: object) -> Rule:
     ],
 )
 def test_what_a_host_means(host: str, name: str, does: bool) -> None:
-    assert fits(host, name) is does
+    assert Rule(host=host).is_about(name) is does
 
 
 def test_the_closest_rule_wins() -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from appliance import config
 from appliance.journal import Frame, FrameKind, JournalKey, Reader
 from appliance.relay import streams
@@ -48,3 +50,25 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     strange.mkdir(parents=True)
     assert streams.end_abandoned(settings, 1) == []
     assert not list(strange.iterdir())
+
+
+@pytest.mark.parametrize("first", ["take", "end"])
+def test_a_stream_of_another_version_is_moved_aside_whole(tmp_path: Path, first: str) -> None:
+    """Nobody would ever read what is written to it, or what it holds."""
+    settings = config.Settings(data=tmp_path)
+    former, name = streams.take(settings)
+    former.append(FrameKind.OPEN, b"{}", time_ns=1)
+    said = tmp_path / "journal" / name / "stream"
+    said.write_text(said.read_text().replace("verbatim-journal 1", "verbatim-journal 0"))
+    assert streams.end_abandoned(settings, 2) == []  # it is written
+    former.close()
+    if first == "end":
+        assert streams.end_abandoned(settings, 3) == []
+        assert not said.parent.exists()
+    again, name = streams.take(settings)
+    with again:
+        again.append(FrameKind.OPEN, b"{}", time_ns=4)
+        assert (name, last(settings, name)) == ("relay-0", FrameKind.OPEN)
+    kept = tmp_path / "journal" / "relay-0.old1"
+    assert "verbatim-journal 0" in (kept / "stream").read_text()
+    assert list(kept.glob("*.seg"))

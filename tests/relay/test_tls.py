@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 
 from appliance.dissect.tls_hello import Malformed
-from appliance.relay.tls import begins_tls, hello_in
+from appliance.relay.tls import HelloReader, begins_tls
 from tests.lab.pki import Pki
 from tests.relay.running import Running
 from tests.relay.servers import Server, client_context, echo, server_context
 
 NAME = "api.example.com"
-
-
-@pytest.fixture
-def pki(tmp_path: Path) -> Pki:
-    return Pki(tmp_path / "pki")
 
 
 def rules(pki: Pki, **relay: Any) -> list[dict[str, Any]]:
@@ -195,14 +190,14 @@ def client_hello() -> bytes:
 def test_a_client_hello_in_any_pieces() -> None:
     whole = client_hello()
     for cut in range(1, len(whole)):
-        assert hello_in(whole[:cut]) is None
-    found = hello_in(whole)
+        assert HelloReader().feed(whole[:cut]) is None
+    found = HelloReader().feed(whole)
     assert found is not None
     assert found.sni == NAME
     assert begins_tls(whole[:1])
     assert not begins_tls(b"GET / HTTP/1.1\r\n")
     with pytest.raises(Malformed):
-        hello_in(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00" + bytes(10))
+        HelloReader().feed(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00" + bytes(10))
 
 
 def test_garbage_in_the_place_of_a_handshake(tmp_path: Path, pki: Pki) -> None:

@@ -23,8 +23,8 @@ def test_what_tls_hides_is_recorded(task: Task, lab: Lab, appliance: Appliance, 
     session = task.session(lane="relay")
     assert session["protocol"] == "http2"
     assert session["coverage"] == "complete"
-    assert set(session["findings"]) <= {"tls-truncated"}  # curl may close without TLS's last word
-    assert session["ending"] == "fin"
+    assert session["findings"] == []
+    assert session["ending"] in ("fin", "rst")  # rst: curl went before it had read TLS's last words
     assert session["server"] == {"address": lab.web.addresses[family], "port": 443}
     assert session["client"]["address"] == task.agent.nic.addresses[family]
     assert session["identity"]["subject"]

@@ -191,6 +191,34 @@ def test_more_sessions_than_may_be_open_go_on_as_others() -> None:
     assert not [row for row in found.findings(found.sessions[0]) if row.kind == "gap"]
 
 
+def test_a_credential_that_was_announced_to_one_that_was_given_up() -> None:
+    """The relay's word comes before the bytes: these are told of in the session that has them."""
+    flow, other = Flow(1), Flow(2, client_port=2)
+    head, token = b"a log-in of its own: ", b"*" * 12
+    place = len(head)
+    note = flow.note("redacted", start=place, end=place + 12, what="token")
+    records = [flow.open(), flow.note("protocol", protocol="raw"), flow.data(0, head[:5]), note, other.open()]
+    records += [flow.data(0, head[5:] + token[:4]), other.data(0, b"x"), flow.data(0, token[4:] + b"\r\n\r\n")]
+    found = Recorded(feed(stream(span(*records), told(FrameKind.CLOSE)), max_sessions=1))
+    first, second, third = (row for row in found.sessions if row.client_port == flow.client_port)
+    redacted = [chunk.redacted for row in (first, second, third) for chunk in found.chunks(row)]
+    assert redacted == [(), ((place - 5, place - 1),), ((0, 8),)]
+    assert all("redacted" in row.findings for row in (second, third))
+    (announced,) = found.findings(third, "redacted")
+    assert (announced.start, announced.end, announced.attrs) == (0, 8, {"what": "token"})
+
+
+def test_what_is_not_known_of_a_flow_is_not_made_up_when_its_session_is_given_up() -> None:
+    """Its start is gone, and no byte came yet: the first one that comes is no jump, and what was told of it holds."""
+    flow, other = Flow(1), Flow(2)
+    flow.sent[0] = 1000
+    note = flow.note("redacted", start=1002, end=1004, what="token")
+    found = run([note, other.open(), flow.data(0, b"ab**c"), flow.close()], max_sessions=1)
+    row = next(row for row in found.sessions if row.ending is Ending.FIN)
+    assert row.findings == ("midstream", "redacted")
+    assert [chunk.redacted for chunk in found.chunks(row)] == [((2, 4),)]
+
+
 def bounded(flows: int, limit: int, body: bytes) -> tuple[Recorded, int]:
     """What a recorder with this bound makes of flows that each sent a part of something, and the largest weight."""
     machine, rows, most = assembler(max_memory=limit), list[Row](), 0

@@ -112,6 +112,7 @@ class Peer:
         self.said, self.heard = bytearray(), bytearray()
         self.hears_end = self.ended = self.closed = self.watched = self.shut_down = self.held = False
         self.waiting = self.owing = 0
+        self.unconfirmed = False
         self.tls = None
         self.readable: Callable[[], None] = _nothing
         self.drained = self.broken = self.crashed = _nothing

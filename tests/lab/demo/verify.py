@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -114,12 +115,13 @@ def _comparisons(lab: Lab, appliance: Appliance, work: Work, recorded: Recorded)
                 "act": actors(said.get("act")),
                 "groups": said["groups"],
                 "run_id": run,
-                "method": "lease",
                 "token_sha256": hashlib.sha256(token.encode()).hexdigest(),
             }
             different = [s for s in sessions if {name: s["identity"][name] for name in expected} != expected]
             chain = " ← ".join([*expected["act"], said["sub"]])
-            return bool(sessions) and not different, f"{len(sessions)} sessions of {chain}"
+            ways = Counter(s["identity"]["method"] for s in sessions)
+            told = ", ".join(f"{count} by {way}" for way, count in sorted(ways.items()))
+            return ways["lease"] > 0 and not different, f"sessions of {chain}: {told}"
 
         return compare
 
