@@ -1,7 +1,8 @@
 """One leg of a flow: a non-blocking TCP socket, in plain or with TLS over it (RFC 8446, RFC 5246).
 
 TLS works in memory (`ssl.MemoryBIO`), not on the socket: one system call moves many records, a half-close does not lose
-what is under way, and what was read before TLS began can be given to it.
+what is under way, and what was read before TLS began can be given to it. All legs of a process use the same memory, as
+each finds it empty and leaves it empty: thousands of idle connections need none of their own.
 
 The loop calls a reader again and again until it has read: nothing that one raises may reach the loop. `crashed` is
 told, and this leg is not watched any more.
@@ -22,9 +23,11 @@ from appliance.relay import handshake, tcp_info
 from appliance.relay.failure import Failure
 from appliance.relay.tls_records import Records
 
-RECEIVE: Final = 32 * 1024  # bytes taken from a socket, or given to TLS, at once: OpenSSL keeps buffers of that size
+RECEIVE: Final = 256 * 1024  # bytes taken from a socket, or given to TLS, at once
 _RECORD: Final = 16384  # plaintext bytes of one TLS record at most
 _SCRATCH: Final = memoryview(bytearray(RECEIVE))  # ciphertext between socket and TLS; every use ends in its turn
+_INCOMING: Final = ssl.MemoryBIO()  # what TLS is to read; what it leaves is kept by the leg
+_OUTGOING: Final = ssl.MemoryBIO()  # what TLS says; every use ends with all of it taken out
 _MAX_ANSWERS: Final = 64 * 1024  # bytes that TLS itself says while the peer takes nothing
 
 AGAIN: Final = -1  # nothing to read now
@@ -36,7 +39,7 @@ class Leg:
     when the socket fails while something waits to be sent, `crashed` when one of these raises."""
 
     __slots__ = (
-        *("_answers", "_backlog", "_found", "_incoming", "_loop", "_outgoing"),
+        *("_answers", "_backlog", "_ciphertext", "_found", "_loop"),
         *("_read", "_reading", "_records", "_reset", "_shut", "_unread", "_writing"),
         *("broken", "closed", "crashed", "drained", "ended", "fd", "readable", "sock", "tls", "unconfirmed", "waiting"),
     )
@@ -52,7 +55,7 @@ class Leg:
         self.broken: Callable[[], None] = _nothing
         self.crashed: Callable[[], None] = _nothing
         self.tls: ssl.SSLObject | None = None
-        self._incoming = self._outgoing = ssl.MemoryBIO()
+        self._ciphertext = b""  # that TLS has not read yet
         self._backlog: deque[memoryview] = deque()
         self._unread = b""
         self._answers = 0  # bytes that TLS said by itself since the peer has last taken everything
@@ -99,7 +102,7 @@ class Leg:
         """Whether there are bytes to read for which the socket will not call."""
         if self._unread or self.tls is None or self.ended:
             return bool(self._unread)
-        return self._incoming.pending > 0 or self.tls.pending() > 0 or self._found
+        return bool(self._ciphertext) or self.tls.pending() > 0 or self._found
 
     def unread(self, data: bytes) -> None:
         """Bytes that were read already, to be read again."""
@@ -130,69 +133,83 @@ class Leg:
         return size
 
     def _decrypt(self, view: memoryview) -> int:
-        tls, incoming = self.tls, self._incoming
+        if self._ciphertext:
+            _INCOMING.write(self._ciphertext)
+        try:
+            taken = self._read_records(view)
+        finally:
+            self._ciphertext = _INCOMING.read()
+            if _OUTGOING.pending:
+                self._answer()
+        return taken if taken or self.ended else AGAIN
+
+    def _read_records(self, view: memoryview) -> int:
+        tls = self.tls
         assert tls is not None
         taken, room = 0, len(view)
-        dry = incoming.pending >= _RECORD  # the socket has nothing more for now, or is not to be asked
+        dry = _INCOMING.pending >= _RECORD  # the socket has nothing more for now, or is not to be asked
+        over = False  # nor will it have
         try:
             while taken < room:
-                if not dry and incoming.pending < _RECORD:
-                    dry = self._take_in(incoming, taken)
+                if not dry and _INCOMING.pending < _RECORD:
+                    wanted = min(max(room - taken, _RECORD), RECEIVE)
+                    received = self._take_in(wanted, taken)
+                    dry, over = received < wanted, received == 0
                 try:
                     size: Any = tls.read(room - taken, view[taken:] if taken else view)
                 except ssl.SSLWantReadError:
                     if dry:
+                        self.ended = self.unconfirmed = over and not taken
                         break
                     continue
                 if not size:
                     self.ended = True
                     break
                 taken += size
-                if dry and not incoming.pending:  # with room left, the record was read whole
+                if dry and not _INCOMING.pending:  # with room left, the record was read whole
                     break
         except ssl.SSLZeroReturnError:
             self.ended = True
         except ssl.SSLError as error:
-            if taken:  # give these out first
-                return taken
-            if not isinstance(error, ssl.SSLEOFError) and error.reason != "UNEXPECTED_EOF_WHILE_READING":
+            if not taken:
                 raise Failure("tls", f"TLS failed: {handshake.reason_of(error)}") from error
-            self.ended = self.unconfirmed = True
-        if self._outgoing.pending:
-            self._answer()
-        return taken if taken or self.ended else AGAIN
+            self._found = True  # these are given out first
+        return taken
 
-    def _take_in(self, incoming: ssl.MemoryBIO, taken: int) -> bool:
-        """Give TLS what the socket has; True if that is all for now. Raises `Failure`, but not behind `taken` bytes."""
+    def _take_in(self, wanted: int, taken: int) -> int:
+        """Give TLS what the socket has, `wanted` bytes at most: how many, 0 at the end, `AGAIN` when there are none.
+        Raises `Failure`, but not behind `taken` bytes."""
+        view = _SCRATCH[:wanted]
         try:
-            size = self.sock.recv_into(_SCRATCH)
+            size = self.sock.recv_into(view)
         except (BlockingIOError, InterruptedError):
-            return True
+            return AGAIN
         except OSError as error:
             if not taken:
                 raise self._failed(error) from error
             self._reset = True
             self._loop.call_soon(self.wake)
-            return True
+            return AGAIN
         if size:
-            incoming.write(_SCRATCH[:size])
-            self._records.feed(_SCRATCH[:size])
+            view = view[:size]
+            _INCOMING.write(view)
+            self._records.feed(view)
             self._read += size
             self._look_behind()
         elif self._reset:
             if not taken:
                 raise self._failed(_RESET)
             self._loop.call_soon(self.wake)
-        elif not incoming.eof:
-            incoming.write_eof()
-        return size < RECEIVE
+            return AGAIN
+        return size
 
     def _answer(self) -> None:
         """What reading makes TLS say (RFC 8446 §4.6.3, RFC 5246 §7.2.2): a peer may ask without taking answers."""
-        self._answers = self._answers + self._outgoing.pending if self._backlog else 0
+        said = _OUTGOING.read()
+        self._answers = self._answers + len(said) if self._backlog else 0
         if self._answers > _MAX_ANSWERS:
             raise Failure("tls", "the peer has TLS answer again and again, and does not take the answers")
-        self._transmit(self._outgoing.read())
+        self._transmit(said)
 
     def _look_behind(self) -> None:
         """Bytes were read, and the connection may have failed behind them: the loop tells of that once only (libuv
@@ -215,10 +232,10 @@ class Leg:
             try:
                 for at in range(0, len(data), RECEIVE):
                     self.tls.write(data[at : at + RECEIVE])
-                    self._transmit(self._outgoing.read())
+                    self._transmit(_OUTGOING.read())
             except ssl.SSLError:
+                _OUTGOING.read()
                 self._loop.call_soon(self.broken)
-                return
         else:
             self._transmit(data)
 
@@ -295,7 +312,7 @@ class Leg:
             self._hold()
             with suppress(ssl.SSLError):  # it waits for the peer's own closing alert, which reading finds
                 self.tls.unwrap()
-            self._transmit(self._outgoing.read())
+            self._transmit(_OUTGOING.read())
         self._shut = 1
         if not self._backlog:
             self._say_shut()
@@ -305,8 +322,9 @@ class Leg:
         (SSL_shutdown(3)). What ends them is found again by who reads."""
         tls = self.tls
         assert tls is not None
+        _INCOMING.write(self._ciphertext)
         try:
-            while self._incoming.pending or tls.pending():
+            while _INCOMING.pending or tls.pending():
                 data = tls.read(_RECORD)
                 self._found = not data
                 if not data:
@@ -316,6 +334,8 @@ class Leg:
             pass
         except ssl.SSLError:
             self._found = True
+        finally:
+            self._ciphertext = _INCOMING.read()
 
     def _say_shut(self) -> None:
         self._shut = 2
@@ -334,28 +354,24 @@ class Leg:
     ) -> None:
         """Shake hands, from the next byte on (first those `unread`). Raises `Failure`; the peer has its alert then."""
         self.watch(False)
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = handshake.begin(
-            context, self._incoming, self._outgoing, server=server, server_name=server_name, session=session
-        )
+        tls = handshake.begin(context, _INCOMING, _OUTGOING, server=server, server_name=server_name, session=session)
         self._records = Records()
-        self._incoming.write(self._unread)
-        self._records.feed(self._unread)
-        self._unread = b""
-        done = False
-        while not done:
-            try:
-                done = handshake.step(tls)
-            finally:
-                self._transmit(self._outgoing.read())
-            if not done:
-                data = await self.receive()
-                if data:
-                    self._incoming.write(data)
-                    self._records.feed(data)
-                else:
-                    self._incoming.write_eof()
+        data, self._unread = self._unread, b""
+        while not self._shake(tls, data):
+            data = await self.receive()
+            if not data:
+                raise Failure("tls", "the TLS handshake failed: unexpected eof while reading")
         self.tls = tls
+
+    def _shake(self, tls: ssl.SSLObject, data: bytes) -> bool:
+        """One step, with what came; True when hands are shaken."""
+        _INCOMING.write(self._ciphertext + data)
+        self._records.feed(data)
+        try:
+            return handshake.step(tls)
+        finally:
+            self._ciphertext = _INCOMING.read()
+            self._transmit(_OUTGOING.read())
 
     async def receive(self) -> bytes:
         """The next bytes as they come over the wire, b"" at the end; for handshakes. Raises `Failure`."""

@@ -15,7 +15,7 @@ from appliance.config import RelayRule
 from appliance.model import Direction
 from appliance.relay import protocols
 from appliance.relay.failure import Failure
-from appliance.relay.leg import Leg
+from appliance.relay.leg import _OUTGOING, Leg
 from appliance.relay.mediator import ANY, Commands, Context, Dial, Fail, Pass, Splice
 from appliance.relay.tls import ServerTls
 from tests.lab.pki import Pki
@@ -157,7 +157,7 @@ def test_tls_does_not_answer_without_end() -> None:
 
         def ask() -> None:
             for _ in range(2**18):
-                leg._outgoing.write(bytes(1000))
+                _OUTGOING.write(bytes(1000))
                 leg._answer()
 
         with pytest.raises(Failure, match="again and again"):
