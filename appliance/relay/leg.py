@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from appliance.relay import handshake, tcp_info
 from appliance.relay.failure import Failure
@@ -30,8 +31,34 @@ _INCOMING: Final = ssl.MemoryBIO()  # what TLS is to read; what it leaves is kep
 _OUTGOING: Final = ssl.MemoryBIO()  # what TLS says; every use ends with all of it taken out
 _MAX_ANSWERS: Final = 64 * 1024  # bytes that TLS itself says while the peer takes nothing
 
+LOOK: Final = 0.02  # seconds until what was read is looked behind
+
 AGAIN: Final = -1  # nothing to read now
 _RESET: Final = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+
+class Resets:
+    """Finds the legs of a loop that failed behind bytes that were read: libuv tells of a fault once, and watches the
+    socket no more. All together and a little later, as it takes a system call for each."""
+
+    _of: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, "Resets"]()
+
+    def __init__(self) -> None:
+        self._legs: set[Leg] = set()
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> "Resets":
+        return cls._of.setdefault(loop, cls())
+
+    def look_behind(self, leg: "Leg", loop: asyncio.AbstractEventLoop) -> None:
+        if not self._legs:
+            loop.call_later(LOOK, self._look)
+        self._legs.add(leg)
+
+    def _look(self) -> None:
+        legs, self._legs = self._legs, set()
+        for leg in legs:
+            leg.find_reset()
 
 
 class Leg:
@@ -40,7 +67,7 @@ class Leg:
 
     __slots__ = (
         *("_answers", "_backlog", "_ciphertext", "_found", "_loop"),
-        *("_read", "_reading", "_records", "_reset", "_shut", "_unread", "_writing"),
+        *("_read", "_reading", "_records", "_reset", "_resets", "_shut", "_unread", "_writing"),
         *("broken", "closed", "crashed", "drained", "ended", "fd", "readable", "sock", "tls", "unconfirmed", "waiting"),
     )
 
@@ -48,6 +75,7 @@ class Leg:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._loop = loop
+        self._resets = Resets.of(loop)
         self.sock = sock
         self.fd = sock.fileno()
         self.readable: Callable[[], None] = _nothing
@@ -135,10 +163,12 @@ class Leg:
     def _decrypt(self, view: memoryview) -> int:
         if self._ciphertext:
             _INCOMING.write(self._ciphertext)
+            self._ciphertext = b""
         try:
             taken = self._read_records(view)
         finally:
-            self._ciphertext = _INCOMING.read()
+            if _INCOMING.pending:
+                self._ciphertext = _INCOMING.read()
             if _OUTGOING.pending:
                 self._answer()
         return taken if taken or self.ended else AGAIN
@@ -152,9 +182,9 @@ class Leg:
         try:
             while taken < room:
                 if not dry and _INCOMING.pending < _RECORD:
-                    wanted = min(max(room - taken, _RECORD), RECEIVE)
+                    wanted = RECEIVE if room - taken >= RECEIVE else max(room - taken, _RECORD)
                     received = self._take_in(wanted, taken)
-                    dry, over = received < wanted, received == 0
+                    dry, over = received < wanted, not received
                 try:
                     size: Any = tls.read(room - taken, view[taken:] if taken else view)
                 except ssl.SSLWantReadError:
@@ -179,9 +209,8 @@ class Leg:
     def _take_in(self, wanted: int, taken: int) -> int:
         """Give TLS what the socket has, `wanted` bytes at most: how many, 0 at the end, `AGAIN` when there are none.
         Raises `Failure`, but not behind `taken` bytes."""
-        view = _SCRATCH[:wanted]
         try:
-            size = self.sock.recv_into(view)
+            size = self.sock.recv_into(_SCRATCH, wanted)
         except (BlockingIOError, InterruptedError):
             return AGAIN
         except OSError as error:
@@ -191,7 +220,7 @@ class Leg:
             self._loop.call_soon(self.wake)
             return AGAIN
         if size:
-            view = view[:size]
+            view = _SCRATCH[:size]
             _INCOMING.write(view)
             self._records.feed(view)
             self._read += size
@@ -212,11 +241,17 @@ class Leg:
         self._transmit(said)
 
     def _look_behind(self) -> None:
-        """Bytes were read, and the connection may have failed behind them: the loop tells of that once only (libuv
-        ends the watch of a socket with an error), so the rest is read without being called."""
-        if self._reset or self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):  # reading clears it
-            self._reset = True
+        """Bytes were read; of a connection that failed behind them, the rest is read without being called."""
+        if self._reset:
             self._loop.call_soon(self.wake)
+        else:
+            self._resets.look_behind(self, self._loop)
+
+    def find_reset(self) -> None:
+        """Has the connection failed behind the bytes that were read?"""
+        if not self.closed and (self._reset or self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            self._reset = True  # asking has cleared it
+            self.wake()
 
     def _failed(self, error: OSError) -> Failure:
         self._lose()

@@ -21,7 +21,7 @@ class Records:
             size, self._header = len(data), b""
         while at + HEADER <= size:
             at += HEADER + (data[at + 3] << 8 | data[at + 4])
-        self._left = max(0, at - size)
+        self._left = at - size if at > size else 0
         if at < size:
             self._header = bytes(data[at:])
 
