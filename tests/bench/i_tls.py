@@ -1,7 +1,7 @@
 """TLS, terminated on both sides: the relay, with its journal, against HAProxy and mitmproxy, which record nothing.
 
 Client and server share one core, and each bridge has another to itself. Where client and server are the limit, work for
-each second of a bridge's CPU time tells what the bridge itself could do; both figures are to be in reach.
+each second of a bridge's CPU time tells what the bridge itself could do.
 """
 
 from collections.abc import Callable, Sequence

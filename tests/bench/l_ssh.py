@@ -19,7 +19,7 @@ from tests.lab.services.ssh import USER, Ssh
 from tests.relay.sshd import Sshd
 
 TITLE = "SSH through the relay against direct: scp, and the echo of keys"
-SIZE = 256  # MiB
+SIZE = 1024  # MiB
 KEYS = 400
 ROUNDS = 3
 DIRECT, RELAY = "direct", "relay"

@@ -163,10 +163,11 @@ def in_turns(
 def compared(
     case: str, what: str, found: Mapping[str, Turns], mine: str, peer: str, unit: str, reach: str = ""
 ) -> list[Figure]:
-    """Work per second of both; and per second of CPU time, which holds where the ends of the traffic are the limit."""
+    """Work per second of both, which is to be in `reach`; and per second of CPU time: where the ends of the traffic are
+    the limit, it tells how much more each could do."""
     own, other = found[mine], found[peer]
     figures = [Figure(case, f"{what}, {mine}", peer, own.rate, other.rate, f"{unit}/s", reach)]
     if other.per_cpu:
         subject = f"{what}, {mine}, of CPU time"
-        figures.append(Figure(case, subject, peer, own.by_cpu, other.by_cpu, f"{unit}/CPU s", reach))
+        figures.append(Figure(case, subject, peer, own.by_cpu, other.by_cpu, f"{unit}/CPU s"))
     return figures
