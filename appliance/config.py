@@ -4,6 +4,7 @@
 variable `VERBATIM_STORE__URL` overrides `url` in `[store]`. Unknown names are errors. The README lists every setting.
 """
 
+import binascii
 import os
 import re
 import tomllib
@@ -48,7 +49,8 @@ class RelayRule(Section):
     )
     source: Literal["gateway", "agent"] = Field("gateway", description="whose address the server sees")
     opaque: Literal["refuse", "pass"] = Field(
-        "refuse", description="TLS that cannot be terminated (pinning, ECH, no name): refuse, or pass as ciphertext"
+        "refuse",
+        description="TLS that cannot be terminated (pinning, ECH, certificate, ALPN): refuse, or pass as ciphertext",
     )
     verify: bool = Field(True, description="the server's certificate must be valid; false: recorded and accepted")
     ca: Path | None = Field(None, description="PEM file to verify the server's certificate with; empty: system")
@@ -60,6 +62,19 @@ class RelayRule(Section):
         "", description="SSH: the server's pinned public key, as in authorized_keys; empty: the first seen"
     )
 
+    @field_validator("host_key")
+    @classmethod
+    def _public_key(cls, value: str) -> str:
+        """RFC 4253 section 6.6: what is encoded begins with the key's type, as a string."""
+        kind, encoded = (*value.split(), "", "")[:2]
+        try:
+            begins = binascii.a2b_base64(encoded, strict_mode=True).startswith(len(kind).to_bytes(4) + kind.encode())
+        except ValueError:
+            begins = False
+        if value and not begins:
+            raise ValueError("not a public key of SSH; write it as ssh-ed25519 AAAA...")
+        return value
+
     @model_validator(mode="after")
     def _needs_mediation(self) -> Self:
         for name, set_ in (("identify = 'token'", self.identify == "token"), ("secret", bool(self.secret))):
@@ -67,6 +82,8 @@ class RelayRule(Section):
                 raise ValueError(f"{name} needs mode = 'mediate': a spliced flow is not changed")
         if self.mode == "mediate" and self.application in ("auto", "raw"):
             raise ValueError("mode = 'mediate' needs an application: http, postgres, mysql, redis or ssh")
+        if self.identify == "token" and self.opaque == "pass":
+            raise ValueError("opaque = 'pass' cannot go with identify = 'token': no token is seen in ciphertext")
         return self
 
 

@@ -75,6 +75,16 @@ VERIFIED = 'relay.upstream_tls = "require"\n'
             'relay = {application = "ssh", mode = "mediate"}',
             "application = 'ssh' needs a network in 'to', and no 'host': the server speaks first",
         ),
+        (
+            '[[rules]]\nto = "10.0.0.0/8"\nlane = "relay"\n'
+            'relay = {application = "http", mode = "mediate", identify = "token", opaque = "pass"}',
+            "opaque = 'pass' cannot go with identify = 'token': no token is seen in ciphertext",
+        ),
+        (
+            '[[rules]]\nto = "10.0.0.0/8"\nlane = "relay"\n'
+            'relay = {application = "ssh", mode = "mediate", host_key = "SHA256:yiOgvmn1eMqX5jupdvETmVv4mSXuxNHDA"}',
+            "not a public key of SSH; write it as ssh-ed25519 AAAA",
+        ),
         (SECRET_FOR_A_NAME, "rules.0: a secret for a 'host' needs its network in 'to'"),
         (SECRET_FOR_A_NAME + VERIFIED + "relay.verify = false", "a secret for a 'host' needs its network"),
         (SECRET_FOR_A_NAME.replace("lane", 'to = "0.0.0.0/0"\nlane', 1), "a secret for a 'host' needs its network"),

@@ -101,7 +101,8 @@ def rotate(
 ) -> None:
     """Give a secret a new value, which new sessions use at once; or, with --key, seal all with a new key."""
     settings = config.load(config_file, data=data)
-    if key == (name is not None):
+    of_one = file is not None or keep_former != "0" or user_name or header or certificate is not None
+    if key == (name is not None) or (key and of_one):
         raise MalformedInput("secret rotate: name one secret, or give --key alone")
     if name is None:
         _reseal(settings.data, json)

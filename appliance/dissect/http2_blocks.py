@@ -4,6 +4,7 @@ Of a block that is longer than `MAX_BLOCK`, or in more frames than `MAX_CONTINUA
 message that is malformed, its bytes are redacted, and the dynamic table is lost.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from appliance.dissect import Output
@@ -28,7 +29,7 @@ MAX_FAULTS: Final = 64  # messages about broken rules, of one direction
 Frame = tuple[int, int, int, int]  # kind, flags, stream, offset
 
 
-class Blocks:
+class Blocks(ABC):
     """The part of `Http2` that puts header blocks together."""
 
     def __init__(self, client_offset: int = 0, server_offset: int = 0) -> None:
@@ -38,9 +39,9 @@ class Blocks:
             Direction.SERVER: Side(server_offset, State.FRAME),
         }
 
+    @abstractmethod
     def _block(self, direction: Direction, side: Side, pending: Pending, end: int, out: Output) -> None:
         """A block is whole."""
-        raise NotImplementedError
 
     def _say(
         self,

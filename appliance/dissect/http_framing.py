@@ -26,6 +26,7 @@ from appliance.dissect.http_head import (
     MAX_HEAD,
     Framing,
     Head,
+    check_trailers,
     is_start_line,
     parse_fields,
     parse_head,
@@ -292,6 +293,7 @@ class Framed:
         shown = mask_fields(direction, block, side.offset, out)
         trailers = Head()
         parse_fields(shown, trailers)
+        check_trailers(trailers)
         message.trailers = trailers.fields
         message.cases |= trailers.cases
         message.flags |= trailers.flags | ({"redacted"} if shown is not block else set())

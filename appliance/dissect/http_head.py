@@ -41,6 +41,8 @@ _LONG = re.compile(
 _ANSWERS = re.compile(rb"HTTP/1\.[0-9] [1-9][0-9]{2}[ \r\n]")
 _ANSWER_BEGUN = re.compile(rb"H(?:T(?:T(?:P(?:/(?:1(?:\.(?:[0-9](?: (?:[1-9][0-9]{0,2})?)?)?)?)?)?)?)?)?")
 
+_DECIDING = frozenset(("host", "content-length", "transfer-encoding", "authorization"))
+_NOT_IN_TRAILERS = _DECIDING | {"proxy-authorization", "connection", "upgrade", "te"}
 _CODINGS = frozenset(("chunked", "gzip", "x-gzip", "deflate", "compress", "x-compress"))
 
 Field = tuple[str, str, list[str]]  # name in lower case, value; both as messages list them, which many may share
@@ -52,7 +54,9 @@ class Head(msgspec.Struct):
     `cl-te`: Content-Length beside Transfer-Encoding. `cl-conflict`, `cl-invalid`: several lengths; one that is none.
     `te-unknown`, `te-repeated`, `te-not-last`, `te-version`: a coding that is not registered, or empty; chunked twice;
     chunked not at the end; any in HTTP/1.0. `space-before-colon`, `name-invalid`: of these two fields. `obs-fold`,
-    `bare-lf`, `bare-cr`, `nul`: of any line. Of a body: `chunk-size`, `chunk-space`, `chunk-end`.
+    `bare-lf`, `bare-cr`, `nul`: of any line. `host`: several. `connection-field`: a Connection that takes away a field
+    that decides. `field-name`: one that some read as such, with `_` for `-`. Of a body: `chunk-size`, `chunk-space`,
+    `chunk-end`; `trailer`: a field that decides, behind it.
     """
 
     version: str = ""
@@ -237,6 +241,12 @@ def _parse_lines(block: bytes, head: Head) -> None:
 
 def request_framing(head: Head) -> Framing:
     """RFC 9112 §6.3, for a request. Adds flags to `head`."""
+    odd = {
+        "host": len(head.values("host")) > 1,
+        "connection-field": not _DECIDING.isdisjoint(head.tokens("connection")),
+        "field-name": any("_" in name and name.replace("_", "-") in _DECIDING for name in head.named),
+    }
+    head.cases.update(case for case, found in odd.items() if found)
     framing = _framing(head)
     if framing is None:
         return NOTHING
@@ -247,6 +257,12 @@ def request_framing(head: Head) -> Framing:
         head.cases.add("te-not-last")
         return Framing(broken=True)
     return framing
+
+
+def check_trailers(trailers: Head) -> None:
+    """Adds a case to fields behind a body."""
+    if not _NOT_IN_TRAILERS.isdisjoint(trailers.named):
+        trailers.cases.add("trailer")
 
 
 def response_framing(head: Head, method: str) -> Framing:

@@ -1,9 +1,9 @@
 """The short way for nearly all of HTTP/1.x: a head, whole in one piece, with nothing odd about its lines.
 
 `request` and `response` give the very message that the state machine in http_framing.py would, if its body came with
-it, or None. What they take: each field's name once, no transfer or content coding, no upgrade, a body of known length
-up to `MAX_CREDENTIAL_BODY` that can't hold a credential. Of any other message `Whole` spares the state machine to look
-for the head's end, for credentials and for oddities in it.
+it, or None. What they take: each field's name once, no transfer or content coding, no upgrade, a usual Connection, a
+body of known length up to `MAX_CREDENTIAL_BODY` that can't hold a credential. Of any other message `Whole` spares the
+state machine to look for the head's end, for credentials and for oddities in it.
 """
 
 import hashlib
@@ -22,7 +22,8 @@ from appliance.model import Direction, Message
 
 _REQUEST: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}+) ([\x21-\x7e]++) HTTP/(1\.[0-9])")
 _RESPONSE: Final = re.compile(r"HTTP/(1\.[0-9]) ([2-9][0-9]{2})(?: ([\t\x20-\x7e]*+))?")
-_ODD: Final = frozenset(("transfer-encoding", "content-encoding", "upgrade"))
+_ODD: Final = frozenset(("transfer-encoding", "content-encoding", "upgrade", "content_length", "transfer_encoding"))
+_CONNECTION: Final = frozenset(("", "keep-alive", "Keep-Alive", "close"))
 _CLIENT: Final = Direction.CLIENT
 _SERVER: Final = Direction.SERVER
 
@@ -79,7 +80,7 @@ def request(came: Whole, start: int, ts_ns: int) -> tuple[Message, Pair] | None:
     if found is None or kind.name == FORM or is_grpc(kind.name) or b'"grant_type"' in body:
         return None
     method, target, version = found.groups()
-    if method == "CONNECT":
+    if method == "CONNECT" or named.get("connection", "") not in _CONNECTION:
         return None
     attrs = {
         "method": method,

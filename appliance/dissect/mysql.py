@@ -89,7 +89,7 @@ class Mysql:
         half.gap(length, ts_ns)
         self._read(direction, out)
         if half.mode is Mode.SEARCHING:
-            self._lose(direction, out)
+            self._lose(out)
         return out
 
     def close(self, direction: Direction, ts_ns: int) -> Output:
@@ -267,7 +267,7 @@ class Mysql:
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
-    def _lose(self, direction: Direction, out: Output) -> None:
+    def _lose(self, out: Output) -> None:
         self._shared.lose()
         out += self._client.end()
         out += self._server.lose()

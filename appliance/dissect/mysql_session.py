@@ -65,7 +65,6 @@ class Shared:
         self.logged_in = False
         self.changes = False  # the client has changed its user, and may do so again
         self.file: int | None = None  # start of the server's message that asked for a file
-        self.file_done = False
         self.prepared: Statement | None = None  # the last one
         self.lost = False  # bytes were lost: no answer is known before the next command
         self._statements: dict[int, Statement] = {}

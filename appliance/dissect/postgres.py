@@ -346,8 +346,8 @@ class Postgres:
             secrets.clear()
 
 
-def _client_message(kind: str, frame: Frame, said: str, attrs: dict[str, Any], flags: tuple[str, ...] = ()) -> Message:
-    return Message(Direction.CLIENT, kind, frame.ts_ns, frame.start, frame.end, said, attrs, None, flags, frame.end_ns)
+def _client_message(kind: str, frame: Frame, said: str, attrs: dict[str, Any]) -> Message:
+    return Message(Direction.CLIENT, kind, frame.ts_ns, frame.start, frame.end, said, attrs, None, (), frame.end_ns)
 
 
 def _flawed(

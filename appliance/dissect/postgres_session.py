@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from appliance.dissect.postgres_charsets import CODECS
 from appliance.dissect.postgres_requests import Bound, Names, Requests, Statement
-from appliance.dissect.postgres_types import CODECS
 
 
 class Shared:

@@ -23,7 +23,6 @@ Redacted: `password` of AUTH, HELLO, ACL SETUSER, CONFIG SET, MIGRATE and SENTIN
 that name a credential (CONFIG GET) too.
 """
 
-import re
 from collections import deque
 from collections.abc import Iterable
 from enum import IntEnum
@@ -31,8 +30,8 @@ from typing import Any, Final
 
 import msgspec
 
-from appliance.dissect import Match, Output, Torn
-from appliance.dissect.redis_commands import START, Command, Commands, Lost
+from appliance.dissect import Match, Output, Torn, redis_detection
+from appliance.dissect.redis_commands import Command, Commands, Lost
 from appliance.dissect.redis_printed import MAX_TEXT
 from appliance.dissect.redis_replies import MONITORED, REPLICATION, Replies, Reply
 from appliance.dissect.redis_words import is_raw, named, readable, typed
@@ -41,16 +40,6 @@ from appliance.model import Direction, Message, Redaction
 MAX_PENDING: Final = 65536  # commands that wait for a reply; of those beyond only the number is kept
 END: Final = 1 << 62  # behind every offset
 
-_PARTIAL: Final = re.compile(rb"\*(?:[1-9][0-9]{0,9}(?:\r(?:\n(?:\$(?:[0-9]{1,10}\r?)?)?)?)?)?")
-_NAMES: Final = (
-    b"AUTH", b"HELLO", b"PING", b"INFO", b"GET", b"SET", b"SELECT", b"KEYS", b"CONFIG", b"CLIENT", b"MONITOR",
-    b"COMMAND", b"EXISTS", b"DEL", b"INCR", b"ECHO", b"DBSIZE", b"TTL", b"TYPE", b"SCAN", b"HGETALL", b"LRANGE",
-    b"SUBSCRIBE", b"ROLE", b"TIME", b"QUIT",
-)  # fmt: skip
-_INLINE: Final = re.compile(rb"(?:%b)(?: [^\r\n]*)?\r?\n" % b"|".join(_NAMES), re.IGNORECASE)
-_LOGIN: Final = re.compile(rb"AUTH [^\r\n]|HELLO [23] AUTH ", re.IGNORECASE)
-_ANSWER: Final = re.compile(rb"(?!\+OK [^\r])[+\-:$*_%~#,(>=!|]")  # POP3 greets with `+OK` and words
-_REFUSED: Final = re.compile(rb"-(?:ERR max number of clients|DENIED Redis is running)")
 _WORDS: Final = frozenset((b"message", b"pmessage", b"smessage"))
 _SUBSCRIBING: Final = frozenset(
     ("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE")
@@ -121,22 +110,7 @@ class Redis:
 
     @staticmethod
     def detect(client: bytes, server: bytes) -> Match:
-        """By an array of bulk strings; or by an inline command, and an answer where the command alone is no proof."""
-        if not client:
-            if _REFUSED.match(server):
-                return Match.YES
-            return Match.MORE if server[:1] == b"-" and len(server) < 32 else Match.NO
-        if client[:1] == b"*":
-            if START.match(client):
-                return Match.YES
-            return Match.MORE if _PARTIAL.fullmatch(client) else Match.NO
-        if not client[:1].isalpha() or len(client) > 1024 or (server and not _ANSWER.match(server)):
-            return Match.NO
-        if _LOGIN.match(client):
-            return Match.YES
-        if not _INLINE.match(client):
-            return Match.MORE if b"\n" not in client and _begins_inline(client) else Match.NO
-        return Match.YES if server else Match.MORE
+        return redis_detection.detect(client, server)
 
     # -- input -----------------------------------------------------------------------------------------------------
 
@@ -426,10 +400,3 @@ def _pushed(heads: list[bytes]) -> dict[str, Any]:
 def _flawed(direction: Direction, start: int, end: int, ts_ns: int, end_ns: int, *, malformed: bool) -> Message:
     kind, flag = ("malformed", "malformed") if malformed else ("undissected", "undecoded")
     return Message(direction, kind, ts_ns, start, end, "", {}, None, (flag,), end_ns)
-
-
-def _begins_inline(client: bytes) -> bool:
-    """Whether a line that is not whole yet may become an inline command that is recognised."""
-    word, space, _ = client.partition(b" ")
-    word = word.rstrip(b"\r").upper()
-    return word in _NAMES if space or client.endswith(b"\r") else any(name.startswith(word) for name in _NAMES)

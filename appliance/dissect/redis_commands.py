@@ -33,7 +33,7 @@ MAX_CREDENTIAL: Final = 65536  # bytes redacted in one argument, and behind a ga
 _LOOK: Final = 256  # bytes of an endless line in which the command's name is looked for
 _SHORT: Final = 64  # arguments of a command that is read in one go
 START: Final = re.compile(rb"\*[1-9][0-9]{0,9}\r\n\$[0-9]{1,10}\r\n")
-_PART: Final = re.compile(rb"\*(?:[1-9][0-9]{0,9}(?:\r(?:\n(?:\$(?:[0-9]{1,10}\r?)?)?)?)?)?")
+PART: Final = re.compile(rb"\*(?:[1-9][0-9]{0,9}(?:\r(?:\n(?:\$(?:[0-9]{1,10}\r?)?)?)?)?)?")  # of START
 
 
 class Command(msgspec.Struct, gc=False):
@@ -348,7 +348,7 @@ class Commands:
                 self.mode = Mode.IDLE
                 self._ts_ns = ts_ns
                 return place
-            if begins and size - place < MAX_HEADER and _PART.fullmatch(data, place):
+            if begins and size - place < MAX_HEADER and PART.fullmatch(data, place):
                 break
             place = data.find(b"*", place + 1)
             if place < 0:

@@ -147,7 +147,7 @@ class Talk:
             other = self._runs.get(direction.other)
             if other is not None and not other.typed and other.channel == channel.number:
                 out += self.flush(direction.other)
-            self._add(channel, direction, kind, data, frame, at, times, out)
+            self._add(channel, direction, kind, data, frame, times, out)
         return out
 
     def _input(
@@ -160,7 +160,7 @@ class Talk:
             channel._tail = b""
         if not channel.terminal and not channel._hiding:
             out += self.flush(direction.other)
-            self._add(channel, direction, "input", data, frame, at, times, out)
+            self._add(channel, direction, "input", data, frame, times, out)
             return
         place, size = 0, len(data)
         while place < size:
@@ -174,7 +174,7 @@ class Talk:
             if hidden:
                 out.append(Redaction(direction, at + place, at + place + hidden, "password"))
                 channel._hiding -= hidden
-            self._add(channel, direction, "input", part, (first, last), at + place, times, out, hidden)
+            self._add(channel, direction, "input", part, (first, last), times, out, hidden)
             if line is not None:
                 out += self.flush(direction.other)
                 out += self.flush(direction)
@@ -182,7 +182,7 @@ class Talk:
             place = end
 
     def _add(
-        self, channel: Channel, direction: Direction, kind: str, data: bytes, frame: tuple[int, int], at: int,
+        self, channel: Channel, direction: Direction, kind: str, data: bytes, frame: tuple[int, int],
         times: tuple[int, int], out: Output, hidden: int = 0,
     ) -> None:  # fmt: skip
         typed = channel.terminal and kind == "input"

@@ -38,7 +38,6 @@ CHANNEL_SUCCESS: Final = 99
 CHANNEL_FAILURE: Final = 100
 FILE: Final = 192
 
-STDERR: Final = 1  # data type of EXTENDED_DATA
 
 Layout = tuple[tuple[str, str], ...]  # names and types of the fields
 

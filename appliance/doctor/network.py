@@ -77,10 +77,10 @@ SWITCHES = (
 )  # fmt: skip
 
 
-def forwards(settings: Settings, root: Path = SYSCTL) -> bool:
+def forwards(settings: Settings) -> bool:
     """May this machine forward what agents send, as far as the kernel's switches go?"""
     own = [f"{family}/conf/{name}/forwarding" for family in FAMILIES for name in _names(settings)]
-    return any(_read(root / path) not in (None, 0) for path in (*FORWARDING.values(), *own))
+    return any(_read(SYSCTL / path) not in (None, 0) for path in (*FORWARDING.values(), *own))
 
 
 def forwarding(settings: Settings, said: Said | None, root: Path = SYSCTL) -> Iterator[Finding]:

@@ -23,8 +23,8 @@ in which things happened; OPEN is the first, CLOSE the last.
     5 CLOSE  JSON: ending (as of model.Ending), reason, legs: {"agent": LEG, "upstream": LEG or null} where LEG is
              {"kernel": {"sent", "acked", "packets"} or null, "socket": {"received", "acked"} or null}: bytes that the
              peer sent, and bytes of ours that it acknowledged, as the program counted them on arrival, and as the
-             socket did (TCP_INFO); each byte once, without those that SYN and FIN count for. Ciphertext where the leg
-             speaks TLS
+             socket did (TCP_INFO), which is looked at last; each byte once, without those that SYN and FIN count for.
+             Ciphertext where the leg speaks TLS. All connections to servers count together
 
 A body of DATA is never cut by a frame's end, and bytes that are `redacted` are noted before the DATA that holds them.
 

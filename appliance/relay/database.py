@@ -18,7 +18,7 @@ from appliance.relay.mediator import Command, Commands, Context, HangUp, Mediato
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 MAX_WORDS: Final = 1000  # characters of an error message
 TOKEN: Final = "token"  # noqa: S105
-_TLS_FAILURES: Final = ("certificate", "tls")
+_NOT_TRIED: Final = ("secret", "too-many-connections")  # reasons for which no server was asked
 
 
 class _Fed(Protocol):
@@ -56,7 +56,8 @@ class DatabaseMediator(Mediator, Generic[Code]):
         return self._run(self._connected)
 
     def dial_failed(self, reason: str, text: str) -> Commands:
-        return self._end(reason, f"the gateway did not reach the server: {text}")
+        tried = reason not in _NOT_TRIED
+        return self._end(reason, f"the gateway did not reach the server: {text}" if tried else text)
 
     def identified(self, identity: Identity) -> Commands:
         return self._run(self._identified)
@@ -66,8 +67,7 @@ class DatabaseMediator(Mediator, Generic[Code]):
         return self._run(lambda: self._decline(told))
 
     def stop(self, reason: str, text: str) -> Commands:
-        told = f"TLS between gateway and server failed: {text}" if reason in _TLS_FAILURES else text
-        return self._end(reason, told)
+        return self._end(reason, text)
 
     def _end(self, reason: str, text: str) -> Commands:
         return self._run(lambda: self._refuse(self._refusal(reason, text)))

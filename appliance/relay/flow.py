@@ -28,7 +28,7 @@ from appliance.relay import dial
 from appliance.relay.failure import Failure, within
 from appliance.relay.leg import Leg
 from appliance.relay.route import Match
-from appliance.relay.surroundings import Counts, Kernel, Surroundings
+from appliance.relay.surroundings import Counts, Kernel, LegCounts, Surroundings
 from appliance.relay.tls import agreed, offered, read_hello
 
 LINGER: Final = 5.0  # seconds for the last words of a flow to be taken
@@ -74,6 +74,7 @@ class Flow:
         self.stop: Callable[[str, str], None] = self.fail  # how to end it for a reason from outside
         self.let_go: Callable[[], None] = _nothing  # called when it is over
         self._gone = gone
+        self._upstream_counts: LegCounts | None = None  # of the connections to servers that are closed, together
         self._dialled: tuple[str, int] = ("", 0)
         self._local: tuple[str, int] = ("", 0)
         self._session: tuple[ssl.SSLContext, str, int, str] | None = None
@@ -179,8 +180,13 @@ class Flow:
         address, port = self._dialled
         name = name or address
         session = around.server_tls.session(context, address, port, name)
-        async with self._shaking(f"the server's TLS handshake took too long: {address} port {port}"):
-            await leg.start_tls(context, server=False, server_name=name, session=session)
+        try:
+            async with self._shaking(f"the server's TLS handshake took too long: {address} port {port}"):
+                await leg.start_tls(context, server=False, server_name=name, session=session)
+        except Failure as failure:
+            if failure.reason not in ("tls", "certificate"):
+                raise
+            raise Failure(failure.reason, f"TLS between gateway and server failed: {failure.text}") from failure
         tls = leg.tls
         assert tls is not None
         self._session = (context, address, port, name)
@@ -201,17 +207,19 @@ class Flow:
             said["tls"] = self._agreed[Direction.SERVER] = agreed(leg.tls, server=True)
         self.note("upstream", f"connected to {address} port {port}", said | attrs)
 
-    def hang_up(self, *, reset: bool = False) -> dict[str, Any] | None:
-        """Close the server's leg; what was counted on it."""
+    def hang_up(self, *, reset: bool = False) -> None:
+        """Close the server's leg; what was counted on it is told at the end."""
         leg = self.upstream
         if leg is None:
-            return None
+            return
         if self._session is not None and leg.tls is not None:
             self.around.server_tls.keep(*self._session, leg.tls)
         self._session = None
         self.upstream = None
         try:
-            return self._counted(leg, lambda kernel: kernel.take_leg(*self._local, *self._dialled))
+            counts = self._counted(leg, lambda kernel: kernel.take_leg(*self._local, *self._dialled))
+            before = self._upstream_counts
+            self._upstream_counts = counts if before is None else _together(before, counts)
         finally:
             leg.close(reset=reset)
 
@@ -219,15 +227,16 @@ class Flow:
         known = kernel.agent_leg(*self.client, *self.server)
         return None if known is None else known.counts
 
-    def _counted(self, leg: Leg, ask: Callable[[Kernel], Counts | None]) -> dict[str, Any]:
-        """What was counted on a leg: by its socket, and by the kernel, which is asked."""
-        counts: dict[str, Any] = {"kernel": None, "socket": leg.counts()}
+    def _counted(self, leg: Leg, ask: Callable[[Kernel], Counts | None]) -> LegCounts:
+        """What was counted on a leg: by the kernel, which is asked first, and by its socket. A packet that comes
+        meanwhile reaches the socket: what only the kernel counted did not."""
+        counted = None
         try:
             if self.around.kernel is not None:
-                counts["kernel"] = ask(self.around.kernel)
+                counted = ask(self.around.kernel)
         except (VerbatimError, OSError, LookupError) as error:  # the maps went away: there is no count
             log.warning("not-counted", reason=str(error))
-        return counts
+        return {"kernel": counted, "socket": leg.counts()}
 
     # -- TLS with the agent ----------------------------------------------------------------------------------------
 
@@ -248,10 +257,18 @@ class Flow:
             return await read_hello(self.agent)
 
     async def secure_agent(self, name: str, upstream: bytes | None, alpn: str) -> None:
-        """TLS with the agent, as `name`. Raises `Failure`."""
+        """TLS with the agent, as `name`. Raises `Failure`: of reason `pinned` if it does not accept the certificate."""
         context = self.around.agent_tls.context(name, upstream, alpn)
-        async with self._shaking("the agent's TLS handshake took too long"):
-            await self.agent.start_tls(context, server=True)
+        try:
+            async with self._shaking("the agent's TLS handshake took too long"):
+                await self.agent.start_tls(context, server=True)
+        except Failure as failure:
+            if failure.reason != "tls":
+                raise
+            text = f"TLS between agent and gateway failed: {failure.text}"
+            if "unknown ca" in failure.text or "certificate" in failure.text:
+                raise Failure("pinned", f"{text}; the agent must trust the gateway's CA") from failure
+            raise Failure("tls", text) from failure
 
     def _shaking(self, late: str) -> AbstractAsyncContextManager[None]:
         return within(self.around.settings.relay.handshake_timeout, late)
@@ -367,12 +384,22 @@ class Flow:
         self.alive = False
         try:
             counts = self._counted(self.agent, self._agent_counted)
-            legs = {"agent": counts, "upstream": self.hang_up(reset=reset)}
+            self.hang_up(reset=reset)
+            legs = {"agent": counts, "upstream": self._upstream_counts}
             said = {"ending": ending.value, "reason": reason, "legs": legs}
             self.around.recording.say(self.trace, RelayedKind.CLOSE, said)
         finally:
             self.agent.close(reset=reset)
             self._gone(self)
+
+
+def _together(first: LegCounts, second: LegCounts) -> LegCounts:
+    """The counts of two connections as of one; None where one of them was not counted."""
+    return {counter: _sum(first[counter], second[counter]) for counter in first}
+
+
+def _sum(first: Counts | None, second: Counts | None) -> Counts | None:
+    return None if first is None or second is None else {name: first[name] + second[name] for name in first}
 
 
 def _nothing() -> None:

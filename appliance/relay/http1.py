@@ -226,7 +226,8 @@ class Http1(Exchange, Mediator):
     def _answered(self, out: Commands) -> None:
         """An answer is whole."""
         self._answering, self._receiving, self._asked, self._upgrading = False, None, b"", False
-        if self._expecting:  # nobody can tell whether the body still comes
+        last = self._last and self._context.proxied  # where the server's end is not the agent's
+        if last or self._expecting:  # nobody can tell whether the body still comes
             self._close(out)
         else:
             self._more(out)
@@ -322,7 +323,7 @@ class Http1(Exchange, Mediator):
         """The request in hand is answered by the gateway; where it has no body, another one may follow."""
         request = self._request
         assert request is not None
-        if status not in KEEPS or request.body.framing is not Framing.NONE:
+        if status not in KEEPS or request.body.framing is not Framing.NONE or request.last:
             self._condemn(status, reason, text, out)
             return
         self._take(request, out)

@@ -36,6 +36,7 @@ class Exchange(ABC):
         self._sending: BodyReader | None = None  # a request's body
         self._asked = b""  # method of the request whose answer is to come
         self._answering = False  # its head has passed
+        self._last = False  # one of both ends the connection behind this answer
         self._receiving: BodyReader | None = None  # an answer's body
         self._expecting = False  # the agent waits for 100 before it sends the body
         self._upgrading = False
@@ -86,7 +87,7 @@ class Exchange(ABC):
             if self._context.proxied and not self._target.absolute and request.method != b"CONNECT":
                 raise Malformed("not a request for a proxy: neither CONNECT nor an absolute target")
             del agent[:size]
-            self._request, self._blank = request, False
+            self._request, self._blank, self._last = request, False, request.last
             self._judge(request, out)
 
     def _answer_on(self, out: Commands) -> None:
@@ -118,5 +119,6 @@ class Exchange(ABC):
                 self._expecting = self._expecting and head.status != 100
             else:
                 self._answering, self._receiving = True, BodyReader(body)
+                self._last = self._last or head.last
                 if self._receiving.done:
                     self._answered(out)

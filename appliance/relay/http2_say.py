@@ -20,7 +20,6 @@ NO_ERROR: Final = 0
 PROTOCOL_ERROR: Final = 1
 INTERNAL_ERROR: Final = 2
 REFUSED_STREAM: Final = 7
-ENHANCE_YOUR_CALM: Final = 11
 _GRPC: Final = {400: 13, 401: 16, 403: 7, 421: 7, 504: 4}  # statuses of gRPC; UNAVAILABLE for all others
 _GRPC_UNAVAILABLE: Final = 14
 

@@ -86,6 +86,12 @@ class Head:
         """The members of a comma-separated list, in lower case."""
         return [part.strip().lower() for value in self.values(name) for part in value.split(b",")]
 
+    @property
+    def last(self) -> bool:
+        """Does the connection end behind this message and its answer (RFC 9112 §9.3)?"""
+        options = self.members(b"connection")
+        return b"close" in options or (not self.minor and b"keep-alive" not in options)
+
     def without(self, drop: Iterable[bytes], first: bytes, add: Sequence[tuple[bytes, bytes]]) -> bytes:
         """The same head with another start line (without CRLF; b"": as it is), without some fields, and with more."""
         parts = [first + CRLF if first else self.raw[: self.first]]

@@ -18,10 +18,10 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from appliance.relay import handshake, tcp_info
 from appliance.relay.failure import Failure
+from appliance.relay.resets import Resets
 from appliance.relay.tls_records import Records
 
 RECEIVE: Final = 256 * 1024  # bytes taken from a socket, or given to TLS, at once
@@ -31,34 +31,8 @@ _INCOMING: Final = ssl.MemoryBIO()  # what TLS is to read; what it leaves is kep
 _OUTGOING: Final = ssl.MemoryBIO()  # what TLS says; every use ends with all of it taken out
 _MAX_ANSWERS: Final = 64 * 1024  # bytes that TLS itself says while the peer takes nothing
 
-LOOK: Final = 0.02  # seconds until what was read is looked behind
-
 AGAIN: Final = -1  # nothing to read now
 _RESET: Final = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-
-
-class Resets:
-    """Finds the legs of a loop that failed behind bytes that were read: libuv tells of a fault once, and watches the
-    socket no more. All together and a little later, as it takes a system call for each."""
-
-    _of: Final = WeakKeyDictionary[asyncio.AbstractEventLoop, "Resets"]()
-
-    def __init__(self) -> None:
-        self._legs: set[Leg] = set()
-
-    @classmethod
-    def of(cls, loop: asyncio.AbstractEventLoop) -> "Resets":
-        return cls._of.setdefault(loop, cls())
-
-    def look_behind(self, leg: "Leg", loop: asyncio.AbstractEventLoop) -> None:
-        if not self._legs:
-            loop.call_later(LOOK, self._look)
-        self._legs.add(leg)
-
-    def _look(self) -> None:
-        legs, self._legs = self._legs, set()
-        for leg in legs:
-            leg.find_reset()
 
 
 class Leg:

@@ -193,7 +193,7 @@ class Mediation:
                 case Shut():
                     self._shut(command.peer)
                 case HangUp():
-                    recording.then(self._hang_up)
+                    recording.then(self._flow.hang_up)
                 case Splice():
                     self._hand_over(self._splice)
                 case Tunnel():
@@ -235,11 +235,6 @@ class Mediation:
                 self._finish_if_over()
 
             self._recording.then(shut)
-
-    def _hang_up(self) -> None:
-        counts = self._flow.hang_up()
-        if counts is not None:
-            self._flow.note("upstream-closed", "the connection to the server was closed", counts)
 
     def _hand_over(self, to: Callable[[], None]) -> None:
         self._tell_withheld()
@@ -289,7 +284,7 @@ class Mediation:
         try:
             leg = await self._dial(command)
         except Failure as failure:
-            self._hang_up()
+            self._flow.hang_up()
             self._flow.note("unreachable", failure.text, {"reason": failure.reason})
             return self._mediator.dial_failed(failure.reason, failure.text)
         self._adopt(Direction.SERVER, leg)

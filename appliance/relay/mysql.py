@@ -1,6 +1,6 @@
 """MySQL and MariaDB in the path: who the agent is, and how the server is logged in to.
 
-    DIALLING ──► GREETING ── the server's ──► START: the gateway's greeting to the agent
+    WAITING ── dialled ──► GREETING ── the server's ──► START: the gateway's greeting to the agent
     START ── SSLRequest ──► TLS with the server, then with the agent, whose certificate is like the server's ──► START
           └─ HandshakeResponse ──► TOKEN ── mysql_clear_password: an access token ──► WAITING
                                └─ a lease is enough ──► WAITING

@@ -64,7 +64,7 @@ class Login:
             self._switched = True
             return self._switch(body)
         if self._secret is not None and body[0] == MORE_DATA:
-            return self._more(body[1:], self._secret)
+            return self._more(body[1:])
         raise unsupported(f"a step that {self.method} does not have, or not now")
 
     def _switch(self, body: bytes) -> bytes:
@@ -108,7 +108,7 @@ class Login:
         self._step = Step.KEY
         return KEY_REQUESTS[self.method]
 
-    def _more(self, said: bytes, secret: Secret) -> bytes | None:
+    def _more(self, said: bytes) -> bytes | None:
         if self._step is Step.FAST and said == _FAST:
             self._step = Step.ENDED
             return None

@@ -33,13 +33,18 @@ from appliance.relay.splice import Splice
 from appliance.relay.tls import MAX_NAME, alert, begins_tls, offered, usable
 
 KNOWN_HTTP: Final = ("h2", "http/1.1")
+TELLING: Final = 5.0  # seconds in which an agent that is refused can ask, and hear why
 
 
 class Opening:
-    """Opens `flow`: `run` ends when somebody else has its legs. Raises `Failure`."""
+    """Opens `flow`: `run` ends when somebody else has its legs. Raises `Failure`.
 
-    def __init__(self, flow: Flow) -> None:
+    With `refusal` no server is connected: where the protocol is mediated the agent is told that in its words.
+    """
+
+    def __init__(self, flow: Flow, refusal: Failure | None = None) -> None:
         self._flow = flow
+        self._refusal = refusal
         self._around = flow.around
         self._address, self._port = flow.server
         self._tunnelled = False  # within an explicit proxy's tunnel
@@ -197,40 +202,50 @@ class Opening:
         if rule.mode == "mediate":
             offer = tuple(name for name in offer if name in KNOWN_HTTP)
             if hello.alpn and not offer:
-                flow.agent.send(alert("access-denied"))
-                raise Failure("alpn", "the agent offers no protocol that this rule mediates: h2 or http/1.1")
+                text = "the agent offers no protocol that this rule mediates: h2 or http/1.1"
+                await self._not_opened(hello, Failure("alpn", text))
+                return
+        if self._refusal is not None and rule.mode == "mediate":
+            chosen = next(iter(offer), "")
+            await flow.secure_agent(hello.sni or self._address, None, chosen)
+            flow.tell_tls(**offered(hello))
+            self._mediate(MEDIATORS["http"], connected=False, server_name=hello.sni, alpn=chosen)
+            return
         await self._reach()
         try:
             server = await flow.secure_upstream(rule, hello.sni, offer)
         except Failure as failure:
             flow.note("upstream-tls", failure.text, {"reason": failure.reason, "sni": hello.sni[:MAX_NAME]})
-            if rule.opaque == "pass":
-                flow.hang_up()
-                await self._pass_opaque(hello, failure.reason, failure.text)
-                return
-            flow.agent.send(alert("access-denied" if failure.reason == "certificate" else "internal-error"))
-            raise
+            await self._not_opened(hello, failure)
+            return
         flow.tell_upstream()
         chosen = server.selected_alpn_protocol() or ""
         try:
             await flow.secure_agent(hello.sni or self._address, server.getpeercert(True), chosen)
         except Failure as failure:
-            if failure.reason == "tls":
-                self._around.pins.put(key, True)
-                reason = (
-                    "ech"
-                    if hello.ech
-                    else "pinned"
-                    if "unknown ca" in failure.text or "certificate" in failure.text
-                    else "tls"
-                )
-                raise Failure(reason, f"the agent ended its handshake with the gateway: {failure.text}") from failure
-            raise
+            if failure.reason == "certificate":  # none was shown
+                await self._not_opened(hello, failure)
+                return
+            if failure.reason not in ("pinned", "tls"):
+                raise
+            self._around.pins.put(key, True)
+            raise Failure("ech" if hello.ech else failure.reason, failure.text) from failure
         flow.tell_tls(**offered(hello))
         if rule.mode == "mediate":
             self._mediate(MEDIATORS["http"], connected=True, server_name=hello.sni, alpn=chosen)
         else:
             self._splice()
+
+    async def _not_opened(self, hello: ClientHello, failure: Failure) -> None:
+        """What cannot be terminated, before the agent has heard anything: passed or refused, as the rule says."""
+        flow = self._flow
+        if flow.rule.opaque == "pass":
+            flow.hang_up()
+            await self._pass_opaque(hello, failure.reason, failure.text)
+        else:
+            denied = failure.reason in ("certificate", "alpn")
+            flow.agent.send(alert("access-denied" if denied else "internal-error"))
+            raise failure
 
     async def _pass_opaque(self, hello: ClientHello, reason: str, text: str) -> None:
         """Ciphertext passes as it is."""
@@ -251,13 +266,20 @@ class Opening:
 
     async def _give(self, application: str, *, connected: bool = False, server_name: str = "") -> None:
         """To who speaks this application's protocol."""
-        if application == "ssh":
+        if application == "ssh" and self._refusal is not None:
+            await ssh.refuse(self._flow, self._refusal.reason, self._refusal.text)
+        elif application == "ssh":
             await ssh.serve(self._flow, self._connect, self._secret, self._seconds)
         else:
             self._mediate(MEDIATORS[application], connected=connected, server_name=server_name)
 
     def _mediate(self, kind: type[Mediator], *, connected: bool, server_name: str = "", alpn: str = "") -> None:
-        flow = self._flow
+        flow, secret = self._flow, None
+        try:
+            secret = self._secret()
+        except Failure as failure:  # which the agent can be told as soon as it has asked
+            self._refusal, connected = failure, False
+            flow.hang_up()
         context = Context(
             rule=flow.rule,
             client_address=flow.client[0],
@@ -265,7 +287,7 @@ class Opening:
             server_address=self._address,
             server_port=self._port,
             identity=flow.identity,
-            secret=self._secret(),
+            secret=secret,
             server_name=server_name,
             alpn=alpn,
             tls=flow.agent.tls is not None,
@@ -344,10 +366,16 @@ class Opening:
 
     async def _connect(self) -> Leg:
         """To the original destination."""
+        self._check_refusal()
         self._allowed()
         return await self._flow.dial(self._address, self._port, self._flow.rule)
 
+    def _check_refusal(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+
     async def _dial(self, command: Dial) -> Leg:
+        self._check_refusal()
         flow = self._flow
         host, port = command.host, command.port or self._port
         if host:
@@ -373,15 +401,13 @@ class Opening:
         raise failure
 
 
-def refuse(flow: Flow, reason: str, text: str) -> None:
-    """End a flow for which nothing was done yet, in its protocol's words where the rule tells which that is."""
-    match = flow.around.routes.choose(*flow.server)
-    if match is not None and match.rule.lane == "relay" and not flow.proxied:
-        rule = match.rule.relay
-        if rule.mode == "mediate" and rule.application == "ssh":
-            flow.spawn(ssh.refuse(flow, reason, text))
-            return
-    flow.fail(reason, text)
+def refuse(flow: Flow, refusal: Failure, *, told: bool) -> None:
+    """End a flow for which nothing was done yet; with `told` in its protocol's words, where the rule mediates that."""
+    if told:
+        flow.spawn(Opening(flow, refusal).run())
+        flow.around.loop.call_later(TELLING, flow.end_for, refusal)
+    else:
+        flow.end_for(refusal)
 
 
 def _upgrades(prefix: bytes) -> bool:

@@ -249,7 +249,7 @@ class Recording:
         for call in waiting:
             try:
                 call()
-            except Exception:
+            except Exception:  # as in `_finish`
                 log.exception("flow-failed")
 
 

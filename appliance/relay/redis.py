@@ -15,6 +15,7 @@ by itself; its passwords are kept by length only.
 import re
 from collections.abc import Sequence
 from enum import Enum, auto
+from fnmatch import fnmatchcase
 from typing import Final
 
 from appliance.dissect.redis_words import Word
@@ -46,7 +47,9 @@ MAX_REPLY: Final = 1 << 16  # bytes of the server's reply to a log-in, as far as
 OK: Final = b"+OK\r\n"
 NO_AUTH: Final = b"-NOAUTH Authentication required.\r\n"
 DEFAULT: Final = "default"  # the user of AUTH with a password alone
-REFUSED: Final = b"REFUSED-the-gateway-has-logged-in-for-you:-leave-AUTH-RESET-and-changes-of-passwords-out"
+REFUSED: Final = b"REFUSED-the-gateway-has-logged-in-for-you:-leave-AUTH-RESET-and-passwords-out"
+_PASSWORDS: Final = (b"REQUIREPASS", b"MASTERAUTH", b"TLS-KEY-FILE-PASS", b"TLS-CLIENT-KEY-FILE-PASS")  # settings
+_SPECIAL: Final = re.compile(rb"[\[\\]")
 _CODE: Final = re.compile(rb"-([A-Z]{1,20})[ \r]")
 CODES: Final = {  # with which errors begin; ERR for other reasons
     "token-refused": "WRONGPASS",
@@ -302,7 +305,7 @@ def _without_login(words: Sequence[bytes], secret: Secret | None) -> list[bytes]
 
 
 def _logs_in(command: Command) -> bool:
-    """Would this change who is logged in, or how others log in?"""
+    """Would this change who is logged in, or how others log in, or tell a password?"""
     name, words = command.name, [word.value.upper() for word in command.words[1:]]
     if name in (b"AUTH", b"RESET"):
         return True
@@ -310,7 +313,15 @@ def _logs_in(command: Command) -> bool:
         return b"AUTH" in words[1:]
     if name == b"ACL":
         return words[:1] in ([b"SETUSER"], [b"DELUSER"], [b"LOAD"])
+    if name == b"CONFIG" and words[:1] == [b"GET"]:
+        return any(_may_match(pattern, password) for pattern in words[1:] for password in _PASSWORDS)
     return name == b"CONFIG" and words[:1] == [b"SET"] and b"REQUIREPASS" in words[1::2]
+
+
+def _may_match(pattern: bytes, name: bytes) -> bool:
+    """By Redis's patterns; from a class of characters or an escape on, anything may."""
+    plain, *special = _SPECIAL.split(pattern, maxsplit=1)
+    return fnmatchcase(name, plain + b"*" * bool(special))
 
 
 def _command(*words: bytes) -> bytes:

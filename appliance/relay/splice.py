@@ -25,8 +25,8 @@ class Splice:
         agent = flow.agent
         agent.readable = self._reader(Direction.CLIENT, agent, upstream)
         upstream.readable = self._reader(Direction.SERVER, upstream, agent)
-        agent.drained = self._drainer(agent, upstream)
-        upstream.drained = self._drainer(upstream, agent)
+        agent.drained = self._drainer(upstream)
+        upstream.drained = self._drainer(agent)
         agent.broken = self._breaker(Direction.CLIENT, agent)
         upstream.broken = self._breaker(Direction.SERVER, upstream)
         for direction, leg, other in ((Direction.CLIENT, agent, upstream), (Direction.SERVER, upstream, agent)):
@@ -66,8 +66,8 @@ class Splice:
 
         return read
 
-    def _drainer(self, leg: Leg, source: Leg) -> Callable[[], None]:
-        """`leg` has taken everything: its source may be read again."""
+    def _drainer(self, source: Leg) -> Callable[[], None]:
+        """The other leg has taken everything: `source` may be read again."""
         flow = self._flow
 
         def drained() -> None:

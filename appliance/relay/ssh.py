@@ -260,9 +260,7 @@ class SshRelay:
 
     def _hang_up(self) -> None:
         self._server = None
-        counts = self._flow.hang_up()
-        if counts is not None:
-            self._flow.note("upstream-closed", "the connection to the server was closed", counts)
+        self._flow.hang_up()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from appliance.relay.tls import AgentTls, Cache, ServerTls
 
 MAX_PINS: Final = 4096
 Counts = dict[str, int]
+LegCounts = dict[str, Counts | None]  # of a leg, by who counted: `kernel`, `socket`; None: nobody did
 
 
 class Kernel(Legs, Protocol):

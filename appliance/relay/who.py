@@ -36,11 +36,17 @@ class Who:
         self._upkeep = ThreadPoolExecutor(1, thread_name_prefix="keys")
         self._tending: Future[None] | None = None
 
-    async def holds(self, lease: str) -> Identity:
-        """Whose a lease is: asked once, however many connections want to know."""
+    def known(self, lease: str) -> Identity | None:
+        """Whose a lease is, if that was asked before."""
         known = self._known.get(lease)
         if known is not None:
             self._known.move_to_end(lease)
+        return known
+
+    async def holds(self, lease: str) -> Identity:
+        """Whose a lease is: asked once, however many connections want to know."""
+        known = self.known(lease)
+        if known is not None:
             return known
         asked = self._asked.get(lease)
         if asked is None:

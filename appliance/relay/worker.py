@@ -127,19 +127,22 @@ class Worker:
         lease, start = ("", 0) if known is None else known
         flow = Flow(self.around, agent, client, server, self._gone, proxied=proxied)
         flow.owner = lease or client[0]
-        limits, here = self._settings.relay, self._by_owner[flow.owner]
+        most, here = self._settings.relay.max_connections_per_lease, self._by_owner[flow.owner]
         self._flows.add(flow)
         self._by_owner[flow.owner] += 1
-        refusal = None
+        refusal: Failure | None = None
         if known is None:
-            refusal = "not-steered", "the program did not bring it here, or does not know it any more"
-        elif here >= limits.max_connections_per_lease:
-            refusal = "too-many-connections", f"more than {limits.max_connections_per_lease} at one time"
+            refusal = Failure("not-steered", "the program did not bring it here, or does not know it any more")
         elif len(self._flows) > self._most:
-            refusal = "too-many-connections", f"this relay serves {self._most} at one time"
+            refusal = Failure("too-many-connections", f"this relay serves {self._most} at one time")
+        elif here >= most:
+            refusal = Failure("too-many-connections", f"more than {most} connections of one lease at one time")
         if refusal is not None:  # before anything is done for it
+            if holder := self._who.known(lease):
+                flow.held_by(holder)
             flow.begin(0, lease, start)
-            refuse(flow, *refusal)
+            spare = known is not None and here < 2 * most and len(self._flows) <= self._most
+            refuse(flow, refusal, told=spare)
         else:
             flow.spawn(self._open(flow, lease, start))
 

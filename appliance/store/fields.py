@@ -90,8 +90,8 @@ def listed(column: str) -> Field:
     return field
 
 
-def number(column: str, low: int, high: int) -> Field:
-    """An integer column within [low, high]: one value, or a range."""
+def number(column: str) -> Field:
+    """An integer column: one value, or a range."""
 
     def read(text: str) -> int:
         try:
@@ -120,7 +120,7 @@ def number(column: str, low: int, high: int) -> Field:
 
 def digits(column: str) -> Field:
     """A number kept as text: whole, with wildcards (2*), or a range of numbers."""
-    as_text, as_number = keyword(column), number(f"toInt64OrNull({column})", 0, 2**63 - 1)
+    as_text, as_number = keyword(column), number(f"toInt64OrNull({column})")
 
     def field(where: Conditions, value: Value, now_ns: int) -> str:
         return (as_number if value.is_range else as_text)(where, value, now_ns)
@@ -259,7 +259,7 @@ def said(inner: Field) -> Field:
 
 
 def _port(*columns: str) -> Field:
-    fields = [number(column, 0, 65535) for column in columns]
+    fields = [number(column) for column in columns]
 
     def field(where: Conditions, value: Value, now_ns: int) -> str:
         return " OR ".join(f"({one(where, value, now_ns)})" for one in fields)

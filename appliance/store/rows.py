@@ -60,12 +60,8 @@ class AuditRow:
 _JSON = msgspec.json.Encoder()
 
 
-def json_text(value: object) -> str:
+def json_bytes(value: object) -> bytes:
     """Compact JSON. Odd values (integers above 64 bits, lone surrogates) take the slower, more tolerant encoder."""
-    return _json_bytes(value).decode()
-
-
-def _json_bytes(value: object) -> bytes:
     try:
         return _JSON.encode(value)
     except (TypeError, ValueError, OverflowError, UnicodeError):
@@ -120,7 +116,7 @@ def _of(path: str) -> Values:
 
 def _json(path: str) -> Values:
     get = attrgetter(path)
-    return lambda rows: list(map(_json_bytes, map(get, rows)))
+    return lambda rows: list(map(json_bytes, map(get, rows)))
 
 
 def _fields(path: str) -> Values:

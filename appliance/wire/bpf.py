@@ -23,7 +23,6 @@ RINGBUF: Final = 27
 
 ANY: Final = 0
 NOEXIST: Final = 1
-EXIST: Final = 2
 NO_PREALLOC: Final = 1  # flag of create_map; tries need it
 
 SCHED_CLS: Final = 3
@@ -242,13 +241,13 @@ def relocate(instructions: bytes, fds: dict[int, int]) -> bytes:
     return bytes(patched)
 
 
-def load_program(instructions: bytes, name: str, licence: str = "Apache-2.0", kind: int = SCHED_CLS) -> int:
+def load_program(instructions: bytes, name: str, kind: int = SCHED_CLS) -> int:
     """Load a TC classifier, or another kind of program.
 
     `OSError`: the kernel refuses it; the text ends with the verifier's last lines.
     """
     code = ctypes.create_string_buffer(instructions, len(instructions))
-    terms = ctypes.create_string_buffer(licence.encode("ascii"))
+    terms = ctypes.create_string_buffer(b"Apache-2.0")
 
     def load(level: int, log: int, room: int) -> int:
         fields = (kind, len(instructions) // 8, _address(code), _address(terms), level, room, log, 0, 0)

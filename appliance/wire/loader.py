@@ -167,20 +167,20 @@ def load(instructions: bytes, maps: dict[str, int], name: str = "verbatim_wire")
     return bpf.load_program(bpf.relocate(instructions, {i: maps[i.name.lower()] for i in abi.MapIndex}), name)
 
 
-def open_program(settings: config.Wire, cache: Path = program.CACHE) -> Program:
+def open_program(settings: config.Wire) -> Program:
     """Take over what is pinned under `settings.bpffs`, or make it (see the top). Mounts bpffs when there is none.
 
     Raises `Unavailable`: not root, no bpffs, no bcc, no kernel headers, or the kernel refuses the program.
     """
     try:
         _mount(settings.bpffs)
-        return _open(settings, cache)
+        return _open(settings)
     except OSError as error:
         hint = "run as root" if error.errno in (errno.EPERM, errno.EACCES) else "`verbatim doctor` checks the machine"
         raise Unavailable(f"capture program: {error}; {hint}") from error
 
 
-def _open(settings: config.Wire, cache: Path) -> Program:
+def _open(settings: config.Wire) -> Program:
     folder, source = settings.bpffs, program.source_folder()
     version = program.digest(source)
     maps = _kept(settings)
@@ -191,13 +191,13 @@ def _open(settings: config.Wire, cache: Path) -> Program:
         if meta is not None and meta.program == version and kept == set(map_shapes(settings)):
             gate = bpf.get(folder / "gate")
             if gate is None:
-                gate = _load_gate(source, cache, maps)
+                gate = _load_gate(source, maps)
                 bpf.pin(gate, folder / "gate")
             return Program(pinned, bpf.program_id(pinned), maps, meta.ring.hex(), True, kept, gate)
         os.close(pinned)
-    instructions = program.compiled(source, cache)
+    instructions = program.compiled(source)
     maps |= create_maps(settings, frozenset(map_shapes(settings)) - kept)
-    fd, gate = load(instructions, maps), _load_gate(source, cache, maps)
+    fd, gate = load(instructions, maps), _load_gate(source, maps)
     if kept and "flows" not in kept:
         _carry_over(folder / "flows", maps["flows"])
     fresh = set(maps) - kept
@@ -217,8 +217,8 @@ def _open(settings: config.Wire, cache: Path) -> Program:
     return Program(fd, bpf.program_id(fd), maps, ring.hex(), False, kept, gate)
 
 
-def _load_gate(source: Path, cache: Path, maps: dict[str, int]) -> int:
-    return load(program.compiled(source, cache, program.GATE), maps, "verbatim_gate")
+def _load_gate(source: Path, maps: dict[str, int]) -> int:
+    return load(program.compiled(source, name=program.GATE), maps, "verbatim_gate")
 
 
 def _kept(settings: config.Wire) -> dict[str, int]:

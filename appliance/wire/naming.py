@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 HEADER = struct.Struct("!HHHHHH")  # section 4.1.1
 RECORD = struct.Struct("!HHIH")  # section 4.1.3, behind the name
 A, CNAME, AAAA, INTERNET = 1, 5, 28, 1  # types (sections 3.2.2; RFC 3596), class
-RESPONSE, OPCODE, TRUNCATED, RCODE = 0x8000, 0x7800, 0x0200, 0x000F
+RESPONSE, OPCODE, RCODE = 0x8000, 0x7800, 0x000F
 MAX_RECORDS = 64
 MAX_HOPS = 32  # pointers and labels of one name
 MAX_NAME = 255  # bytes, section 3.1

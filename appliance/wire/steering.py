@@ -140,10 +140,6 @@ class Steering:
         if place is not None and self._stands(*place):
             self._relays.delete(place[0])
 
-    def registered(self) -> int:
-        """How many relays take connections, of this process and of others."""
-        return sum(1 for _ in self._relays.items())
-
     def flow(self, client: str, client_port: int, server: str, server_port: int) -> Flow | None:
         """The agent's leg: lease (0: none), start, both sides' counts. None: the kernel knows no such relayed flow."""
         value = self._maps["flows"].lookup(flow_key(client, client_port, server, server_port).pack())

@@ -258,21 +258,31 @@ def archive(size: int, flows: int = 4) -> Packets:
 KINDS: dict[str, Callable[..., Packets]] = {"bulk": bulk, "archive": archive, "postgres": postgres, "http": http}
 
 
+def spans(records: Packets, limit: int) -> Iterator[tuple[int, bytes]]:
+    """Payloads of about `limit` bytes at most, each with the time of its last record."""
+    span: list[bytes] = []
+    size = last = 0
+    for now, one in records:
+        if size + len(one) > limit:
+            yield last, b"".join(span)
+            span.clear()
+            size = 0
+        span.append(one)
+        size += len(one)
+        last = now
+    yield last, b"".join(span)
+
+
 def write(data: Path, kind: str, amount: int, flows: int = 16) -> int:
     """Write a journal named `kind` below `data`; bytes of records in it."""
     folder = data / "journal" / kind
-    position = total = 0
+    position = 0
     stream = hashlib.sha256(kind.encode()).digest()[:16]
     with Writer(folder, JournalKey.load_or_create(data), stream, settings=LIMITS) as writer:
         opening = {"node": "gw", "source": "wire", "boot": "b", "ring": "r", "position": 0}
         writer.append(FrameKind.OPEN, json.dumps(opening).encode(), time_ns=T0)
         writer.append(FrameKind.CLOCK, CLOCK.pack(1, T0 + 1), time_ns=T0)
-        span: list[bytes] = []
-        size = last = 0
-
-        def flush() -> None:
-            nonlocal size, position
-            payload = b"".join(span)
+        for last, payload in spans(KINDS[kind](amount, flows), SPAN[kind]):
             writer.append(
                 FrameKind.SPAN,
                 payload,
@@ -282,15 +292,4 @@ def write(data: Path, kind: str, amount: int, flows: int = 16) -> int:
                 time_ns=T0 + last,
             )
             position += len(payload)
-            span.clear()
-            size = 0
-
-        for now, one in KINDS[kind](amount, flows):
-            if size + len(one) > SPAN[kind]:
-                flush()
-            span.append(one)
-            size += len(one)
-            total += len(one)
-            last = now
-        flush()
-    return total
+    return position

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.peers import Place, pinned
+from tests.lab import nginx
 from tests.lab.net import Host
 from tests.lab.process import Process
 from tests.lab.wait import until
@@ -20,29 +21,15 @@ MIB = 2**20
 SMALL = b"ok " * 33 + b"\n"  # what GET /small answers
 GRACE = 30.0  # seconds that a generator may take besides those it was told
 
-NGINX = """
-daemon off;
-user www-data;
-worker_processes {workers};
-pid {folder}/nginx.pid;
-error_log stderr warn;
-events {{ worker_connections 8192; }}
-http {{
-    access_log off;
+HTTP = """
     sendfile on;
     keepalive_requests 100000000;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
     server {{
-        listen {listen} ssl{http2};
+        listen {listen} ssl http2;
         ssl_certificate {certificate};
         ssl_certificate_key {key};
         root {folder}/files;
     }}
-}}
 """
 UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 LATENCIES = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -67,11 +54,8 @@ def origin(
     (files / "small").write_bytes(SMALL)
     with (files / "bulk").open("wb") as file:
         file.truncate(bulk)
-    config = folder / "nginx.conf"
-    config.write_text(
-        NGINX.format(workers=1, folder=folder, listen=listen, http2=" http2", certificate=certificate, key=key)
-    )
-    process = host.popen(pinned(["nginx", "-p", folder, "-c", config, "-e", "stderr"], core))
+    http = HTTP.format(folder=folder, listen=listen, certificate=certificate, key=key)
+    process = host.popen(pinned(nginx.command(folder, http, connections=8192), core))
     shown: list[str | Path] = ["ss", "-Hltn", f"sport = :{listen.port}"]
 
     def listens() -> bool:

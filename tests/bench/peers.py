@@ -30,10 +30,10 @@ defaults
     timeout client 300s
     timeout server 300s
 frontend agents
-    bind {listen} ssl crt {certificate} alpn {alpn}
+    bind {listen} ssl crt {certificate} alpn http/1.1
     default_backend servers
 backend servers
-    server one {upstream} ssl verify required ca-file {authority} sni str({name}) verifyhost {name} alpn {alpn}
+    server one {upstream} ssl verify required ca-file {authority} sni str({name}) verifyhost {name} alpn http/1.1
 """
 
 PGBOUNCER = """
@@ -46,7 +46,7 @@ unix_socket_dir =
 auth_type = scram-sha-256
 auth_file = {users}
 pool_mode = transaction
-default_pool_size = {pool}
+default_pool_size = 20
 max_client_conn = 2000
 ignore_startup_parameters = extra_float_digits
 log_connections = 0
@@ -95,7 +95,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def haproxy(host: Host, folder: Path, bridge: Bridge, core: int, alpn: str = "http/1.1") -> Process:
+def haproxy(host: Host, folder: Path, bridge: Bridge, core: int) -> Process:
     """HAProxy as a TLS bridge that passes bytes unchanged."""
     folder.mkdir()
     pem = _both(folder, bridge)
@@ -105,7 +105,6 @@ def haproxy(host: Host, folder: Path, bridge: Bridge, core: int, alpn: str = "ht
             connections=CONNECTIONS,
             listen=bridge.listen,
             certificate=pem,
-            alpn=alpn,
             upstream=bridge.upstream,
             authority=bridge.authority,
             name=bridge.name,
@@ -141,9 +140,8 @@ def pgbouncer(
     database: str,
     passwords: Mapping[str, str],
     core: int,
-    pool: int = 20,
 ) -> Process:
-    """pgbouncer in transaction mode, with `pool` connections to PostgreSQL; users log in with the same passwords."""
+    """pgbouncer in transaction mode, with 20 connections to PostgreSQL; users log in with the same passwords."""
     folder.mkdir()
     users, config = folder / "users.txt", folder / "pgbouncer.ini"
     users.touch(0o600)
@@ -156,7 +154,6 @@ def pgbouncer(
             listen=listen.address,
             listen_port=listen.port,
             users=users,
-            pool=pool,
         )
     )
     host.run(["chown", "-R", "postgres:postgres", folder])

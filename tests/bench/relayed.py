@@ -11,7 +11,7 @@ from appliance.journal.relayed import RelayedKind, encode
 from appliance.model import Identity
 from appliance.wire.abi import Record
 from appliance.wire.records import RING_HEADER
-from tests.bench.journals import FIN, KINDS, LIMITS, SPAN, SYN, T0
+from tests.bench.journals import FIN, KINDS, LIMITS, SPAN, SYN, T0, spans
 
 NAME = "relay-0"
 ALICE = identity_to_json(Identity(issuer="https://id.example", subject="alice", lease_id="00000000000000ab"))
@@ -50,25 +50,11 @@ def _leg(size: int) -> dict[str, dict[str, int]]:
 
 def write(data: Path, kind: str, amount: int, flows: int = 16) -> int:
     """Write a relay's journal named `NAME` below `data`; bytes of records in it."""
-    total = 0
     stream = hashlib.sha256(NAME.encode()).digest()[:16]
     with Writer(data / "journal" / NAME, JournalKey.load_or_create(data), stream, settings=LIMITS) as writer:
         writer.append(FrameKind.OPEN, json.dumps({"node": "gw", "source": NAME}).encode(), time_ns=T0)
-        span: list[bytes] = []
-        size = last = 0
-
-        def flush() -> None:
-            nonlocal size
-            writer.append(FrameKind.SPAN, b"".join(span), layout=RELAY, time_ns=T0 + last)
-            span.clear()
-            size = 0
-
-        for now, one in records(kind, amount, flows):
-            if size + len(one) > SPAN[kind]:
-                flush()
-            span.append(one)
-            size += len(one)
-            total += len(one)
-            last = now
-        flush()
+        total = 0
+        for last, payload in spans(records(kind, amount, flows), SPAN[kind]):
+            writer.append(FrameKind.SPAN, payload, layout=RELAY, time_ns=T0 + last)
+            total += len(payload)
     return total

@@ -211,8 +211,8 @@ class Bench:
             self._rule_key(to, protocol, port), abi.RuleValue(number, lane, unbound, prefix).pack()
         )
 
-    def remove_rule(self, to: str, protocol: int = 0, port: int = 0) -> None:
-        assert self.map("rules").delete(self._rule_key(to, protocol, port))
+    def remove_rule(self, to: str) -> None:
+        assert self.map("rules").delete(self._rule_key(to, 0, 0))
 
     def set(
         self,

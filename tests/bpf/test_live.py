@@ -1,11 +1,9 @@
 """Attached to real interfaces: agent — gateway — upstream, with the interlock's essence, and real TCP through it."""
 
-import os
 import random
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from appliance import config
 from appliance.wire import abi, bpf, filters
 from tests.bpf.bench import AGENT_MAC, PEER_MAC, Bench, Namespace, Recorded
+from tests.lab.wait import until
 
 AGENT, SERVER = "10.7.1.2", "10.7.2.2"
 AGENT6, SERVER6 = "fd07:1::2", "fd07:2::2"
@@ -102,13 +101,6 @@ def live(network: Network) -> Iterator[Bench]:
     bench.close()
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        os.sched_yield()
-
-
 def _stream(records: list[Recorded], side: int, isn: int) -> bytes:
     """The bytes of one side, by sequence number."""
     whole = bytearray()
@@ -152,7 +144,7 @@ def test_every_byte_of_a_transfer_is_recorded(network: Network, live: Bench, fam
             while not (all(job.done() for job in work) and all(job.done() for job in got)):
                 records += live.ring.drain()
             assert (got[0].result(), got[1].result()) == (upload, download)
-    wait_for(lambda: live.flow().end != abi.FlowEnd.LIVE)
+    until(lambda: live.flow().end != abi.FlowEnd.LIVE, "the flow to end")
     records += live.ring.drain()
     flow = live.flow()
     assert flow.end == abi.FlowEnd.FIN
@@ -195,7 +187,7 @@ def test_big_tcp_super_packets_are_recorded_whole(network: Network, live: Bench)
             while not receiving.done():
                 records += live.ring.drain()
     assert receiving.result() == data
-    wait_for(lambda: live.flow().end != abi.FlowEnd.LIVE)
+    until(lambda: live.flow().end != abi.FlowEnd.LIVE, "the flow to end")
     records += live.ring.drain()
     assert _stream(records, 0, live.flow().client.isn) == data
     assert max(record.header.length for record in records) > 65575, "no packet beyond 64 KiB: the test lost its point"
@@ -239,7 +231,7 @@ def test_the_tag_that_the_kernel_took_off_is_recorded(network: Network, live: Be
     packet = IP(src=AGENT, dst=SERVER) / UDP(sport=5, dport=53) / b"tagged"
     inner = packet if tags == 1 else Dot1Q(vlan=0) / packet
     _raw(network, bytes(Ether(dst=AGENT_MAC, src=PEER_MAC) / Dot1Q(vlan=0, prio=5) / inner))
-    wait_for(lambda: live.counters().get("packets", 0) >= 1)
+    until(lambda: live.counters().get("packets", 0) >= 1, "a packet to be counted")
     record, *_ = live.ring.drain()  # the server may complain that nobody listens
     assert (record.header.flags, record.header.vlan & 0xEFFF) == (abi.RECORD_F_VLAN, 5 << 13)
     assert record.data == bytes(packet)
@@ -248,4 +240,4 @@ def test_the_tag_that_the_kernel_took_off_is_recorded(network: Network, live: Be
 def test_frames_too_short_for_their_header_are_dropped(network: Network, live: Bench) -> None:
     for length in range(20):
         _raw(network, bytes(Ether(dst=AGENT_MAC, src=PEER_MAC, type=0x0800)) + b"\x45" * length)
-    wait_for(lambda: live.counters().get("malformed") == 20)
+    until(lambda: live.counters().get("malformed") == 20, "all to be counted")

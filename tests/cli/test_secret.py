@@ -105,6 +105,9 @@ def test_typed_at_a_prompt_it_is_not_echoed_and_in_no_process_list(tmp_path: Pat
         (("rotate", "orders", "--keep-former", "soon"), "hush", 2, "--keep-former: 'soon' is not a span of time"),
         (("rotate", "orders", "--key"), "hush", 2, "name one secret, or give --key alone"),
         (("rotate",), "hush", 2, "name one secret, or give --key alone"),
+        (("rotate", "--key", "--keep-former", "1h"), "", 2, "name one secret, or give --key alone"),
+        (("rotate", "--key", "--user", "app"), "", 2, "name one secret, or give --key alone"),
+        (("rotate", "--user", "app"), "hush", 2, "name one secret, or give --key alone"),
         (("remove", "orders"), "", 3, "there is none"),
     ],
 )

@@ -74,6 +74,15 @@ class Played:
         return bytes(kept)
 
 
+def of(played: Played, *kinds: str) -> list[Message]:
+    return [one for one in played.messages if one.kind in kinds]
+
+
+def only(played: Played, kind: str) -> Message:
+    (found,) = of(played, kind)
+    return found
+
+
 def play(
     factory: Factory,
     turns: Sequence[Turn],

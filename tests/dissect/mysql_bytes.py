@@ -80,10 +80,10 @@ def response(
     return packet(number, body)
 
 
-def change_user(secret: bytes = HASH, *, user: str = "eve", plugin: str = "mysql_native_password") -> bytes:
+def change_user(secret: bytes = HASH) -> bytes:
     said = string(string("program_name") + string("test"))
-    body = user.encode() + b"\0" + bytes((len(secret),)) + secret + b"store\0" + struct.pack("<H", 45)
-    return command(0x11, body + plugin.encode() + b"\0" + said)
+    body = b"eve\0" + bytes((len(secret),)) + secret + b"store\0" + struct.pack("<H", 45)
+    return command(0x11, body + b"mysql_native_password\0" + said)
 
 
 def ok(affected: int = 0, inserted: int = 0, status: int = 2, info: bytes = b"", first: int = 0) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.dissect.handshakes import make_certificate
-from tests.dissect.postgres_lab import SECONDS, Relay
+from tests.dissect.postgres_lab import SECONDS
 from tests.lab.wait import until
 
 SERVER = Path("/usr/sbin/mariadbd")
@@ -47,15 +47,6 @@ class Server:
 
 def available() -> bool:
     return SERVER.exists() and os.geteuid() == 0
-
-
-@contextmanager
-def relay(server: Server) -> Iterator[Relay]:
-    one = Relay(server.port)
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 @contextmanager

@@ -113,8 +113,9 @@ class Relay:
 
 
 @contextmanager
-def relay(server: Server) -> Iterator[Relay]:
-    one = Relay(server.port)
+def relay(port: int) -> Iterator[Relay]:
+    """To a server on this port."""
+    one = Relay(port)
     try:
         yield one
     finally:

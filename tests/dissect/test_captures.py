@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ import pytest
 from appliance.dissect.conversation import Conversation
 from appliance.model import Message
 from tests.dissect.harness import C, Played, S, Turn, assert_any_cut, assert_truncated, play
+from tests.lab.wait import until
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("nginx") and shutil.which("curl")), reason="nginx and curl are needed for real traffic"
@@ -102,9 +102,7 @@ def nginx(tmp_path_factory: pytest.TempPathFactory, certificate: Path) -> Iterat
     config.write_text(CONFIG.format(root=root, pem=certificate, user=user))
     process = subprocess.Popen(["nginx", "-p", str(root), "-c", str(config), "-e", str(root / "error.log")])
     try:
-        deadline = time.monotonic() + 20
-        while not (root / "tls.sock").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: (root / "tls.sock").exists() or process.poll() is not None, "nginx listens")
         assert process.poll() is None, (root / "error.log").read_text()
         yield root
     finally:

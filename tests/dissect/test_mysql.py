@@ -25,6 +25,8 @@ from tests.dissect.harness import (
     assert_survives,
     assert_truncated,
     feed,
+    of,
+    only,
     play,
 )
 from tests.dissect.mysql_bytes import (
@@ -60,15 +62,6 @@ from tests.dissect.mysql_bytes import (
 def behind(*turns: Turn) -> Played:
     """Play these behind a log-in."""
     return play(Mysql, [*BEGINNING, *turns])
-
-
-def of(played: Played, *kinds: str) -> list[Message]:
-    return [one for one in played.messages if one.kind in kinds]
-
-
-def only(played: Played, kind: str) -> Message:
-    (found,) = of(played, kind)
-    return found
 
 
 def kept(played: Played) -> str:

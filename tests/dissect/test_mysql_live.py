@@ -12,9 +12,9 @@ from appliance.dissect import Match
 from appliance.dissect.conversation import Conversation
 from appliance.dissect.mysql import Mysql
 from appliance.model import Message
-from tests.dissect.harness import C, Played, S, assert_any_cut, assert_truncated, play
-from tests.dissect.mysql_lab import Library, Server, available, relay, server
-from tests.dissect.postgres_lab import Relay
+from tests.dissect.harness import C, Played, S, assert_any_cut, assert_truncated, of, play
+from tests.dissect.mysql_lab import Library, Server, available, server
+from tests.dissect.postgres_lab import Relay, relay
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs MariaDB and root, to run it as user mysql")
 
@@ -49,7 +49,7 @@ def lab() -> Iterator[Server]:
 
 @pytest.fixture
 def wire(lab: Server) -> Iterator[Relay]:
-    with relay(lab) as one:
+    with relay(lab.port) as one:
         yield one
 
 
@@ -64,10 +64,6 @@ def played(wire: Relay, number: int = 0, count: int = 1) -> Played:
         assert secret not in whole.stored(C) + whole.stored(S)
         assert secret.decode("latin-1") not in said
     return whole
-
-
-def of(whole: Played, *kinds: str) -> list[Message]:
-    return [one for one in whole.messages if one.kind in kinds]
 
 
 def query(whole: Played, sql: str) -> Message:

@@ -15,8 +15,20 @@ from appliance.dissect.postgres import Postgres
 from appliance.dissect.sql_half import MAX_MESSAGE, MAX_REDACTED
 from appliance.dissect.sql_text import MAX_REPEATED
 from appliance.dissect.table import MAX_ROWS, MAX_ROWS_BYTES
-from appliance.model import Direction, Message, Redaction
-from tests.dissect.harness import C, Gap, Played, S, Turn, assert_any_cut, assert_survives, assert_truncated, play
+from appliance.model import Direction, Redaction
+from tests.dissect.harness import (
+    C,
+    Gap,
+    Played,
+    S,
+    Turn,
+    assert_any_cut,
+    assert_survives,
+    assert_truncated,
+    of,
+    only,
+    play,
+)
 from tests.dissect.postgres_bytes import (
     ASK_CLEAR,
     BOUND,
@@ -61,15 +73,6 @@ def load(case: str) -> tuple[dict[str, Any], list[Turn]]:
 def behind(*turns: Turn) -> Played:
     """Play these behind a log-in."""
     return play(Postgres, [*BEGINNING, *turns])
-
-
-def of(played: Played, *kinds: str) -> list[Message]:
-    return [one for one in played.messages if one.kind in kinds]
-
-
-def only(played: Played, kind: str) -> Message:
-    (found,) = of(played, kind)
-    return found
 
 
 # -- recorded ------------------------------------------------------------------------------------------------------

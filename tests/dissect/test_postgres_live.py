@@ -13,7 +13,7 @@ import pytest
 from appliance.dissect import Match
 from appliance.dissect.postgres import Postgres
 from appliance.model import Message
-from tests.dissect.harness import C, Played, S, assert_truncated, play
+from tests.dissect.harness import C, Played, S, assert_truncated, of, play
 from tests.dissect.postgres_lab import Relay, Server, available, relay, server
 from tests.lab.wait import until
 
@@ -63,7 +63,7 @@ def lab() -> Iterator[Server]:
 
 @pytest.fixture
 def wire(lab: Server) -> Iterator[Relay]:
-    with relay(lab) as one:
+    with relay(lab.port) as one:
         yield one
 
 
@@ -85,10 +85,6 @@ def played(wire: Relay, number: int = 0, count: int = 1) -> Played:
     assert bytes(whole.streams[C]) == client
     assert bytes(whole.streams[S]) == server
     return whole
-
-
-def of(whole: Played, *kinds: str) -> list[Message]:
-    return [one for one in whole.messages if one.kind in kinds]
 
 
 def rows(whole: Played, query: Message) -> list[list[str | None]]:

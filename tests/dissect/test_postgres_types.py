@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.adapt import PyFormat, Transformer
 
-from appliance.dissect.postgres_types import CODECS, DECODERS, MAX_PADDING, type_name, value
+from appliance.dissect.postgres_charsets import CODECS
+from appliance.dissect.postgres_types import DECODERS, MAX_PADDING, type_name, value
 from appliance.dissect.sql_text import hexadecimal, text
 
 

@@ -3,7 +3,6 @@
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 import redis
@@ -11,7 +10,7 @@ import redis
 from appliance.dissect import Match
 from appliance.dissect.redis import Redis
 from tests.dissect.harness import C, Played, S, assert_truncated, play
-from tests.dissect.postgres_lab import Relay
+from tests.dissect.postgres_lab import relay
 from tests.dissect.redis_lab import Server, available, server
 from tests.lab.wait import until
 
@@ -26,19 +25,10 @@ def lab() -> Iterator[Server]:
         yield one
 
 
-@contextmanager
-def relay(lab: Server) -> Iterator[Relay]:
-    one = Relay(lab.port)
-    try:
-        yield one
-    finally:
-        one.close()
-
-
 def record(lab: Server, use: Callable[[int], None], count: int = 1) -> list[Played]:
     """What a client's connections become: each once in pieces, once whole, with the same outcome."""
     found = []
-    with relay(lab) as one:
+    with relay(lab.port) as one:
         use(one.port)
         for recording in one.ended(count):
             assert Redis.detect(recording.stream(C)[:4096], recording.stream(S)[:4096]) is Match.YES
@@ -126,7 +116,7 @@ def test_log_in_ended_anywhere(lab: Server) -> None:
             client.config_get("masterauth")
             client.acl_setuser("carol", enabled=True, passwords=["+geheim-carol"])
 
-    with relay(lab) as one:
+    with relay(lab.port) as one:
         use(one.port)
         turns = one.ended()[0].turns
     secrets = [lab.password.encode(), b"geheim-meester", b"geheim-carol"]
@@ -187,7 +177,7 @@ def test_monitor_and_blocking(lab: Server) -> None:
 
 
 def test_replica(lab: Server) -> None:
-    with server() as follower, relay(lab) as one:
+    with server() as follower, relay(lab.port) as one:
         with redis.Redis(port=follower.port) as client:
             client.config_set("masteruser", "alice")
             client.config_set("masterauth", lab.password)

@@ -36,12 +36,18 @@ CASES: dict[str, tuple[bytes, set[str]]] = {
     "bare LF in an extension": (CHUNKED + b"2;a\nab\r\n0\r\n\r\n", {"bare-lf"}),
     "bare LF behind a chunk": (CHUNKED + b"2\r\nab\n0\r\n\r\n", {"bare-lf"}),
     "chunk longer than said": (CHUNKED + b"2\r\nabc\r\n0\r\n\r\n", {"chunk-end"}),
+    "several hosts": (POST + b"Host: b\r\nContent-Length: 0\r\n\r\n", {"host"}),
+    "a length with an underscore": (POST + b"Content_Length: 2\r\n\r\n", {"field-name"}),
+    "a coding with an underscore": (POST + b"Transfer_Encoding: chunked\r\n\r\n", {"field-name"}),
+    "Connection that takes": (POST + b"Connection: close, Host\r\n\r\n", {"connection-field"}),
+    "framing in trailers": (CHUNKED + b"0\r\nContent-Length: 3\r\n\r\n", {"trailer"}),
     "folded trailer": (CHUNKED + b"0\r\nX: 1\r\n Content-Length: 3\r\n\r\n", {"obs-fold"}),
 }  # fmt: skip
 HONEST = {
     "length": POST + b"Content-Length: 2\r\n\r\nab",
     "equal lengths": POST + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\nab",
     "chunked": CHUNKED + b"2;ext=1\r\nab\r\n0\r\nX: 1\r\n\r\n",
+    "usual fields of a connection": POST + b"Connection: Keep-Alive, TE\r\nX_Y: 1\r\nContent-Length: 0\r\n\r\n",
     "compressed": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
 }
 

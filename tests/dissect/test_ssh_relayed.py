@@ -40,6 +40,7 @@ from tests.dissect.ssh_bytes import (
     u32,
 )
 
+STDERR = 1  # data type of EXTENDED_DATA (RFC 4254 section 5.2)
 ALL = {"terminal": TERMINAL, "files": FILES, "copy": COPY, "forwards": FORWARDS, "questions": QUESTIONS}
 
 
@@ -130,7 +131,7 @@ class TestSessions:
     def test_command(self) -> None:
         turns: list[Turn] = [
             *OPEN, (C, request("exec", command="make -C /src test", want_reply=True)), (C, data(b"stdin", 7)),
-            (S, data(b"out 1\n") + said(ssh.EXTENDED_DATA, recipient=0, type=ssh.STDERR, data=b"warning\n")),
+            (S, data(b"out 1\n") + said(ssh.EXTENDED_DATA, recipient=0, type=STDERR, data=b"warning\n")),
             (S, data(b"out 2\n") + data(b"out 3\n") + request("exit-signal", direction="server", signal="TERM")),
         ]  # fmt: skip
         played = assert_any_cut(SshRelayed, turns)

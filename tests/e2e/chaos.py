@@ -138,7 +138,7 @@ def run(appliance: Appliance, task: Task, seed: int, seconds: float) -> dict[str
 # -- what is recorded --------------------------------------------------------------------------------------------------
 
 
-def check_streams(appliance: Appliance, task: Task, seed: int, outputs: dict[str, str]) -> None:
+def check_streams(appliance: Appliance, task: Task, outputs: dict[str, str]) -> None:
     """Each connection is one session, whole, and its stream is what the programs sent and got."""
     lab = appliance.lab
     web = task.sessions(6, protocol="http1", seconds=60)
@@ -279,7 +279,7 @@ def main() -> None:
         with Appliance(lab, lab.folder / "data", changes) as appliance:
             with Task(appliance, 1, lab.token("agent-one"), "chaos") as task:
                 outputs = run(appliance, task, seed, args.seconds)
-                check_streams(appliance, task, seed, outputs)
+                check_streams(appliance, task, outputs)
             assert appliance.stop() == 0
             print(f"chaos: as undisturbed, SEED={seed}: {check_rows(appliance)}", flush=True)
 

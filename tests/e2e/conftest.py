@@ -11,7 +11,9 @@ import pytest
 from tests.lab import Lab
 from tests.lab.appliance import Appliance, literal
 from tests.lab.demo.steps import rules
-from tests.lab.task import Task
+from tests.lab.fixtures import family, run_id, task
+
+__all__ = ["family", "run_id", "task"]  # fixtures
 
 NEIGHBOUR_SECONDS = 0.2
 
@@ -50,25 +52,6 @@ def neighbour(lab: Lab, appliance: Appliance) -> Iterator[None]:
     yield
     stop.set()
     busy.join()
-
-
-@pytest.fixture
-def run_id(request: pytest.FixtureRequest) -> str:
-    """A name for the test's own sessions: letters, digits and dashes."""
-    return "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-
-
-@pytest.fixture
-def task(appliance: Appliance, lab: Lab, run_id: str) -> Iterator[Task]:
-    """Agent 1 with a lease for `agent-one`."""
-    with Task(appliance, 1, lab.token("agent-one"), run_id) as task:
-        yield task
-
-
-@pytest.fixture(params=[0, 1], ids=["IPv4", "IPv6"])
-def family(request: pytest.FixtureRequest) -> int:
-    """Index into the pair of addresses that every host of the lab has."""
-    return int(request.param)
 
 
 ONE_FAMILY = pytest.mark.parametrize("family", [1], ids=["IPv6"])  # where another test has shown both

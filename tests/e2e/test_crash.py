@@ -22,7 +22,7 @@ def test_killed_at_drawn_moments(lab: Lab, appliance: Appliance, run_id: str) ->
     print(f"SEED={SEED}")  # shown when it fails
     with Task(appliance, 1, lab.token("agent-one"), run_id) as task:
         outputs = chaos.run(appliance, task, SEED, SECONDS)
-        chaos.check_streams(appliance, task, SEED, outputs)
+        chaos.check_streams(appliance, task, outputs)
     assert appliance.stop() == 0
     try:
         counts = chaos.check_rows(appliance)

@@ -14,7 +14,8 @@ from scapy.layers.l2 import Ether
 
 from appliance.model import Identity
 from appliance.wire.abi import Kind, Reason
-from tests.wire.net import Net, Wire, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import Net, Wire, inside, sh
 
 RULED, UNRULED = "10.91.2.66", "fd91:2::66"  # the server's too; of its IPv6 addresses only one is ruled
 THIEF, THIEF6 = "10.91.1.3", "fd91:1::3"
@@ -119,7 +120,7 @@ class Subnet(Net):
                 for address in (f"10.91.1.{last}", f"fd91:1::{last}")
             )
 
-        until(f"the gateway knows {host}", known)
+        until(known, f"the gateway knows {host}")
 
 
 def grant(wire: Wire, net: Subnet, host: str, identity: Identity, seconds: float = 600) -> None:

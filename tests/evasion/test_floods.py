@@ -24,7 +24,8 @@ from tests.evasion.subnet import (
     recorded,
     refused,
 )
-from tests.wire.net import UPSTREAM, Wire, sh, until
+from tests.lab.wait import until
+from tests.wire.net import UPSTREAM, Wire, sh
 from tests.wire.sniffer import Sniffer
 
 SECONDS = 1.5  # of honest work in each measurement
@@ -114,7 +115,7 @@ def rates(net: Subnet, wire: Wire, honest: Honest, kind: str, sign: Callable[[],
     calm = honest.work(lasting(SECONDS))
     flooding = attack(net, kind)
     try:
-        until("the flood shows", sign)
+        until(sign, "the flood shows")
         disturbed = honest.work(lasting(SECONDS))
     finally:
         flooding.send_signal(signal.SIGKILL)
@@ -131,8 +132,8 @@ def test_a_flood_of_new_flows_leaves_room_for_others(net: Subnet, wire: Wire, ho
     assert disturbed > SHARE * calm
     assert refused(wire).get("flows-full", 0) == 0
     if kind == "syn":
-        until("they are seen", lambda: wire.client.status()["flows"] > 10000, 30)
-        until("half-open flows are given up soon", lambda: wire.client.status()["flows"] < 100, 30)
+        until(lambda: wire.client.status()["flows"] > 10000, "they are seen", 30)
+        until(lambda: wire.client.status()["flows"] < 100, "half-open flows are given up soon", 30)
 
 
 def test_a_flood_of_data_leaves_the_ring_to_others(net: Subnet, wire: Wire, honest: Honest) -> None:
@@ -144,7 +145,7 @@ def test_a_flood_of_data_leaves_the_ring_to_others(net: Subnet, wire: Wire, hone
     try:
         wire.process.send_signal(signal.SIGSTOP)
         try:
-            until("Eve has her share", lambda: _counted(wire, Reason.RING_SHARE) > shared)
+            until(lambda: _counted(wire, Reason.RING_SHARE) > shared, "Eve has her share")
             end = time.monotonic() + 10
             while time.monotonic() < end and honest.done < 40:
                 honest.once()
@@ -179,10 +180,10 @@ def test_made_up_sources_leave_few_records_and_are_all_counted(net: Subnet, wire
     assert disturbed > SHARE * calm
     total = refused(wire)[wanted] - before
     assert total > 5000, "the flood was none"
-    until("the journal has them", lambda: wire.client.status()["ring"]["fill"] == 0)
+    until(lambda: wire.client.status()["ring"]["fill"] == 0, "the journal has them")
     told = [record for record, _ in wire.records() if record.kind == Kind.REFUSAL and record.reason == Reason.NO_LEASE]
     assert len(told) <= 200 * (seconds + 1)
-    until("what no record tells of is told together", lambda: "refusals-untold" in wire.events(), 30)
+    until(lambda: "refusals-untold" in wire.events(), "what no record tells of is told together", 30)
     counted = sum(record.count for record in told)
     assert counted < total, "the limit was not reached: the test lost its point"
     neighbours = sh("ip", "-6", "neigh", "show", "dev", "agents0", netns=net.gateway).splitlines()
@@ -193,11 +194,11 @@ def test_what_passed_in_all_these_floods_is_recorded(net: Subnet, wire: Wire) ->
     with Sniffer(net.upstream) as tap:
         flooding = attack(net, "udp-ports")
         try:
-            until("packets pass", lambda: len(tap.packets) > 500)
+            until(lambda: len(tap.packets) > 500, "packets pass")
         finally:
             flooding.send_signal(signal.SIGKILL)
             flooding.wait()
-    until("the journal has them", lambda: wire.client.status()["ring"]["fill"] == 0)
+    until(lambda: wire.client.status()["ring"]["fill"] == 0, "the journal has them")
     known = recorded(wire)
     passed = [canonical(packet) for packet in tap.packets if packet[0] >> 4 == 4 and packet[9] == 17]
     assert [packet.hex() for packet in passed if packet not in known] == []

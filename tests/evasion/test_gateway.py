@@ -34,7 +34,8 @@ from tests.evasion.subnet import (
     grant,
     refused,
 )
-from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Wire, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Wire, inside, sh
 from tests.wire.sniffer import Sniffer
 
 V4, V6 = IP(src=AGENT, dst=UPSTREAM), IPv6(src=AGENT6, dst=UPSTREAM6)
@@ -126,12 +127,12 @@ def test_one_host_cannot_take_all_connections_to_the_api(net: Subnet, wire: Wire
         for number in range(1500):
             thief.send(IP(src=THIEF, dst=GATEWAY) / TCP(sport=2000, dport=8443, flags="S", seq=number))
         thief.send(IP(src=THIEF, dst=GATEWAY) / ICMP(id=3))
-        until("the gateway is through", lambda: any(packet[9] == 1 for packet in answers.packets))
+        until(lambda: any(packet[9] == 1 for packet in answers.packets), "the gateway is through")
         seconds = time.monotonic() - begun
         assert 0 < resets(answers, 2000) <= BURST + CALLS * (seconds + 1) < 1500
     with Sniffer(net.agent) as answers:
         agent.send(IP(src=AGENT, dst=GATEWAY) / TCP(sport=2001, dport=8443, flags="S"))
-        until("another host is answered", lambda: resets(answers, 2001) == 1)
+        until(lambda: resets(answers, 2001) == 1, "another host is answered")
 
 
 def _link_local(net: Subnet, host: str = "") -> str:
@@ -187,7 +188,7 @@ def test_a_neighbours_address_cannot_be_borrowed(net: Subnet, wire: Wire, thief:
             assert server.recv(100) == b"still here"
         assert not eve.has(secret)
         assert not tap.has(marker)
-    until("it is told", lambda: (Counter(refused(wire)) - before)["spoofed"] == 3)
+    until(lambda: (Counter(refused(wire)) - before)["spoofed"] == 3, "it is told")
 
 
 def test_a_lease_on_a_false_neighbour_is_not_bobs(net: Subnet, wire: Wire, thief: Cable) -> None:
@@ -213,7 +214,7 @@ def test_neighbour_entries_that_went_are_put_back_and_leftovers_removed(net: Sub
     def listed() -> str:
         return sh("ip", "neigh", "show", "dev", "agents0", "nud", "permanent", netns=net.gateway)
 
-    until("they are as they should be", lambda: f"{AGENT} " in listed() and "10.91.1.99" not in listed())
+    until(lambda: f"{AGENT} " in listed() and "10.91.1.99" not in listed(), "they are as they should be")
     assert "10.91.1.98" in listed(), "an administrator's own entry stays"
     sh("ip", "neigh", "del", "10.91.1.98", "dev", "agents0", netns=net.gateway)
 

@@ -40,7 +40,8 @@ from tests.evasion.subnet import (
     recorded,
     refused,
 )
-from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Wire, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Wire, inside, sh
 from tests.wire.sniffer import Sniffer
 
 V4, V6 = IP(src=AGENT, dst=UPSTREAM), IPv6(src=AGENT6, dst=UPSTREAM6)
@@ -119,11 +120,11 @@ def test_nothing_evasive_arrives_and_each_attempt_is_told(net: Subnet, wire: Wir
                 agent.send(packet)
                 expected[reason(why)] += 1
         agent.send(V4 / UDP(sport=4, dport=53) / control)
-        until("what is allowed arrives", lambda: tap.has(control))
+        until(lambda: tap.has(control), "what is allowed arrives")
         assert [name for name, marker in markers.items() if tap.has(marker[:8])] == []
-    until("all are counted", lambda: not expected - (Counter(refused(wire)) - before))
+    until(lambda: not expected - (Counter(refused(wire)) - before), "all are counted")
     assert Counter(refused(wire)) - before == expected
-    until("the journal has them", lambda: wire.client.status()["ring"]["fill"] == 0)
+    until(lambda: wire.client.status()["ring"]["fill"] == 0, "the journal has them")
     told = {reason(Reason(record.reason)) for record, _ in wire.records() if record.kind == Kind.REFUSAL}
     assert set(expected) <= told
 
@@ -141,9 +142,9 @@ def test_what_looks_odd_but_is_whole_is_recorded_as_it_is(net: Subnet, wire: Wir
     with Sniffer(net.upstream) as tap:
         for packet in odd:
             agent.send(packet)
-        until("all arrive", lambda: sum(marker in packet for packet in list(tap.packets)) == len(odd))
+        until(lambda: sum(marker in packet for packet in list(tap.packets)) == len(odd), "all arrive")
         arrived = [packet for packet in tap.packets if marker in packet]
-    until("the journal has them", lambda: wire.client.status()["ring"]["fill"] == 0)
+    until(lambda: wire.client.status()["ring"]["fill"] == 0, "the journal has them")
     assert {canonical(packet) for packet in arrived} <= recorded(wire)
 
 
@@ -200,9 +201,9 @@ def test_whatever_arrives_is_recorded(net: Subnet, wire: Wire, agent: Cable, see
             tag = Ether(dst=agent.gateway, src=agent.mac) / Dot1Q(vlan=0, type=kind)
             agent.send(bytes(tag if draw.random() < 0.05 else head) + packet)
         agent.send(V4 / UDP(sport=5, dport=53) / last)
-        until("the last arrives", lambda: tap.has(last))
+        until(lambda: tap.has(last), "the last arrives")
         arrived = {canonical(packet) for packet in tap.packets}
-    until("the journal has them", lambda: wire.client.status()["ring"]["fill"] == 0)
+    until(lambda: wire.client.status()["ring"]["fill"] == 0, "the journal has them")
     known = recorded(wire)
     forwarded = [
         packet
@@ -233,9 +234,9 @@ def test_the_gateway_does_not_complain_upstream_of_who_is_not_there(net: Subnet,
             neighbours = sh("ip", "neigh", "show", "dev", "agents0", netns=net.gateway)
             return all(f"{each} FAILED" in neighbours for each in (nobody, nobody6, "fe80::77"))
 
-        until("the gateway has looked for them in vain", given_up)
+        until(given_up, "the gateway has looked for them in vain")
         agent.send(V4 / UDP(sport=5, dport=53) / last)
-        until("the last arrives", lambda: tap.has(last))
+        until(lambda: tap.has(last), "the last arrives")
     assert not tap.has((0x56425643).to_bytes(4, "big"))
 
 
@@ -262,7 +263,7 @@ def test_the_gateway_does_not_carry_words_to_a_made_up_source(
             agent.send(packet)
         last = secrets.token_bytes(16)
         agent.send(V4 / UDP(sport=5, dport=53) / last)
-        until("the last arrives", lambda: tap.has(last))
+        until(lambda: tap.has(last), "the last arrives")
     assert not tap.has(marker)
     assert not tap.has((0x56425643).to_bytes(4, "big"))
     told = Counter(refused(wire)) - before
@@ -276,7 +277,7 @@ def test_ipv6_when_only_ipv4_is_ruled(net: Subnet, wire: Wire) -> None:
         with pytest.raises(ConnectionRefusedError):
             net.connect(v6.getsockname()[1], UNRULED)
         inside(net.agent, lambda: _say(socket.AF_INET6, UNRULED, 53, b"past-the-rules"))
-        until("both are counted", lambda: (Counter(refused(wire)) - before)["no-rule"] == 2)
+        until(lambda: (Counter(refused(wire)) - before)["no-rule"] == 2, "both are counted")
         wanted = socket.inet_pton(socket.AF_INET6, AGENT6)
         assert [packet for packet in tap.packets if packet[0] >> 4 == 6 and packet[8:24] == wanted] == []
 

@@ -372,10 +372,10 @@ def test_killed_again_and_again_while_streams_grow(tmp_path: Path) -> None:
                     assert kept == whole_run.stream(side, row)
                 texts = [message["text"] for message in query.messages(store, row.session_id).items]
                 assert texts == [message.message.text for message in whole_run.messages(row)]
-        shown(tmp_path, str(there[0]["session_id"]), whole_run.stream(Direction.SERVER, row), rows)
+        shown(tmp_path, str(there[0]["session_id"]), whole_run.stream(Direction.SERVER, row))
 
 
-def shown(data: Path, session: str, told_to_agent: bytes, rows: list[Row]) -> None:
+def shown(data: Path, session: str, told_to_agent: bytes) -> None:
     """The verbs that show sessions, on a relayed one."""
     listed = objects(verbatim("sessions", "--protocol", "postgres", "--data", str(data), "--json"))
     assert {one["lane"] for one in listed} == {"relay"}

@@ -1,19 +1,15 @@
 """Plays a MySQL mediator: what it is told, and what it says to that."""
 
 import hashlib
+from typing import Any
 
-from appliance.config import RelayRule
 from appliance.dissect import mysql_session as session
-from appliance.identity.credential import Kind, Secret
-from appliance.identity.secret_text import SecretText
-from appliance.model import Direction
-from appliance.relay.mediator import Commands, Context, Fail, Mediator, Say
+from appliance.identity.credential import Secret
+from appliance.relay.mediator import Commands, Fail, Say
 from appliance.relay.mysql import MysqlMediator
 from tests.dissect.mysql_bytes import SCRAMBLE, VENDOR, greeting, ok, packet, response, ssl_request
+from tests.relay.database_play import PASSWORD, TOKEN, C, S, context, hear
 
-C, S = Direction.CLIENT, Direction.SERVER
-USER, PASSWORD = "svc_orders", "correct horse"
-TOKEN = "eyJh.eyJz.c2ln"
 ABLE = VENDOR | session.SSL | session.DEPRECATE_EOF | session.COMPRESS | session.ZSTD
 SAID = VENDOR | session.DEPRECATE_EOF
 GREETING = greeting(ABLE)
@@ -26,18 +22,20 @@ GIVES_TOKEN = packet(4, TOKEN.encode() + b"\0")
 OK = ok()
 
 
-def secret(kind: Kind = Kind.PASSWORD, former: str = "") -> Secret:
-    before = Secret("orders", kind, SecretText(former), USER) if former else None
-    return Secret("orders", kind, SecretText(PASSWORD), USER, generation=3, former=before)
+def mediator(credential: Secret | None = None, **rule: Any) -> MysqlMediator:
+    return MysqlMediator(context("mysql", credential=credential, **rule))
 
 
-def context(*, credential: Secret | None = None, **rule: str) -> Context:
-    found = RelayRule.model_validate({"application": "mysql", "mode": "mediate"} | rule)
-    return Context(found, "10.1.0.7", 40000, "10.2.0.5", 3306, None, credential)
-
-
-def mediator(credential: Secret | None = None, **rule: str) -> MysqlMediator:
-    return MysqlMediator(context(credential=credential, **rule))
+def within_tls(credential: Secret | None = None, **rule: Any) -> MysqlMediator:
+    """Up to where both legs are encrypted; the agent's response comes next."""
+    one = mediator(credential, **rule)
+    one.start()
+    one.dialled()
+    hear(one, S, GREETING)
+    hear(one, C, ASKS_TLS)
+    one.secured(S)
+    one.secured(C)
+    return one
 
 
 def failed(commands: Commands) -> tuple[int, int, str]:
@@ -53,18 +51,6 @@ def failed(commands: Commands) -> tuple[int, int, str]:
     return said.data[3], int.from_bytes(said.data[5:7], "little"), last.reason
 
 
-def hear(one: Mediator, direction: Direction, data: bytes, size: int = 0) -> Commands:
-    """`data` in pieces of `size` bytes, and never more than the mediator's limit."""
-    out: Commands = []
-    while data and not any(isinstance(command, Fail) for command in out):
-        limit = one.limit(direction)
-        assert limit > 0, f"the mediator does not read {data!r}"
-        piece = data[: min(limit, size or limit)]
-        out += one.receive(direction, piece)
-        data = data[len(piece) :]
-    return out
-
-
 def scrambled(password: str = PASSWORD, scramble: bytes = SCRAMBLE) -> bytes:
     """mysql_native_password: SHA1(password) XOR SHA1(scramble, SHA1(SHA1(password)))."""
     once = hashlib.sha1(password.encode(), usedforsecurity=False).digest()
@@ -72,9 +58,9 @@ def scrambled(password: str = PASSWORD, scramble: bytes = SCRAMBLE) -> bytes:
     return _xor(once, hashlib.sha1(scramble + twice, usedforsecurity=False).digest())
 
 
-def scrambled_sha2(password: str = PASSWORD, scramble: bytes = SCRAMBLE) -> bytes:
+def scrambled_sha2(scramble: bytes = SCRAMBLE) -> bytes:
     """caching_sha2_password: SHA256(password) XOR SHA256(SHA256(SHA256(password)), scramble)."""
-    once = hashlib.sha256(password.encode()).digest()
+    once = hashlib.sha256(PASSWORD.encode()).digest()
     return _xor(once, hashlib.sha256(hashlib.sha256(once).digest() + scramble).digest())
 
 

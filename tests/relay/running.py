@@ -43,6 +43,13 @@ class Recorded:
         return [note for note in self.notes if note["kind"] == kind]
 
     @property
+    def login(self) -> dict[str, Any]:
+        """The gateway's own, upstream."""
+        (found,) = [note["attrs"]["login"] for note in self.notes_of("upstream") if "login" in note["attrs"]]
+        assert isinstance(found, dict)
+        return found
+
+    @property
     def refused(self) -> list[str]:
         return [str(note["attrs"]["reason"]) for note in self.notes_of("refused")]
 

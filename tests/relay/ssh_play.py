@@ -34,9 +34,9 @@ def rule(**relay: Any) -> list[dict[str, Any]]:
     ]
 
 
-def keep_key(data: Path, key: Path, user: str = "worker", certificate: bytes = b"") -> None:
+def keep_key(data: Path, key: Path, certificate: bytes = b"") -> None:
     """The secret `deploy`."""
-    secret = parse("deploy", Kind.SSH_KEY, key.read_bytes(), user=user, certificate=certificate)
+    secret = parse("deploy", Kind.SSH_KEY, key.read_bytes(), user="worker", certificate=certificate)
     secrets.add(data, secret, 0, 0)
 
 

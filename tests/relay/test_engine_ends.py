@@ -174,7 +174,6 @@ class HandsOver:
 
     def __init__(self, context: Context) -> None:
         self._early: list[bytes] = []
-        self._ended = self._there = False
 
     def limit(self, direction: Direction) -> int:
         return ANY

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.identity.credential import Kind, Secret
 from appliance.identity.secret_text import SecretText
-from tests.relay.http_play import AGENT, BEARER, BY_TOKEN, CLIENT, KEY, LEASE, Play
+from tests.relay.http_play import AGENT, BEARER, BY_TOKEN, CLIENT, KEY, LEASE, SERVER, Play
 
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhZ2VudC03In0.c2lnbmF0dXJl"
 TOKENS = {TOKEN: AGENT}
@@ -244,6 +244,32 @@ def test_several_hosts_on_one_connection_to_a_proxy() -> None:
     assert [dial.host for dial in play.dials] == ["a.example.com", "b.example.com"]
     assert play.hung_up == 1
     assert bytes(play.to_agent) == OK * 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        (with_field(b"Connection", b"close", PROXIED), OK),
+        (PROXIED.replace(b"HTTP/1.1", b"HTTP/1.0"), OK),
+        (PROXIED, with_field(b"Connection", b"close", OK)),
+        (PROXIED, OK.replace(b"HTTP/1.1", b"HTTP/1.0")),
+    ],
+    ids=["agent", "agent's version", "server", "server's version"],
+)
+@pytest.mark.parametrize("ends", [True, False], ids=["server ends", "server stays"])
+def test_a_last_answer_through_a_proxy_is_the_end(asked: bytes, answered: bytes, *, ends: bool) -> None:
+    play = Play(proxied=True, identity=LEASE).agent(asked).server(answered)
+    if ends:
+        play.ended(SERVER)
+    assert bytes(play.to_agent) == answered
+    assert play.shut == [CLIENT]
+    assert play.hung_up == 1
+
+
+def test_who_asks_for_one_answer_is_not_kept_when_the_gateway_gives_it() -> None:
+    play = Play(BY_TOKEN, tokens=TOKENS).agent(with_field(b"Connection", b"close", BARE))
+    assert play.status == 401
+    assert play.shut == [CLIENT]
 
 
 @pytest.mark.parametrize("reason", ["refused-by-rule", "unreachable", "time-out", "certificate"])

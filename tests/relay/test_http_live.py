@@ -116,6 +116,17 @@ def test_in_clear(start: Start, web: Nginx, version: str) -> None:
     assert not flow.notes_of("tls")
 
 
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_both_legs_are_counted_and_an_ordinary_session_has_no_findings(start: Start, web: Nginx, version: str) -> None:
+    relay = start(web.tls)
+    assert curl(relay, version, path="/big") == BIG
+    (flow,) = recorded(relay)
+    agent, upstream = (flow.closed["legs"][leg]["socket"] for leg in ("agent", "upstream"))
+    assert agent["acked"] > len(BIG)
+    assert upstream["received"] > len(BIG)
+    assert {note["kind"] for note in flow.notes} == {"tls", "upstream"}
+
+
 def test_many_streams_at_a_time(start: Start, web: Nginx) -> None:
     relay = start(web.tls, SECRET, identify="token")
     said = curl(relay, "--http2", "-Z", *AUTHORIZED, *[f"https://{NAME}/big"] * 6)

@@ -23,6 +23,7 @@ from appliance.relay.mediator import (
 from appliance.relay.mysql_commands import Commands as Watched
 from appliance.relay.mysql_messages import MAX_PACKET, NATIVE, Greeting
 from tests.dissect.mysql_bytes import SCRAMBLE, change_user, command, error, greeting, packet, query, response
+from tests.relay.database_play import PASSWORD, TOKEN, USER, C, S, hear, secret
 from tests.relay.mysql_play import (
     ABLE,
     ASKS_TLS,
@@ -31,21 +32,15 @@ from tests.relay.mysql_play import (
     GREETING,
     IN_CLEAR,
     OK,
-    PASSWORD,
     RESPONSE,
     SAID,
-    TOKEN,
-    USER,
     WITHIN,
-    C,
-    S,
     failed,
-    hear,
     in_response,
     logging_in,
     mediator,
     scrambled,
-    secret,
+    within_tls,
 )
 
 AGENT = Identity(subject="agent-7")
@@ -170,13 +165,7 @@ def test_nothing_is_read_behind_what_is_needed() -> None:
 
 
 def test_a_token_within_the_response_needs_no_question() -> None:
-    one = mediator(secret(), identify="token", secret="orders")
-    one.start()
-    one.dialled()
-    hear(one, S, GREETING)
-    hear(one, C, ASKS_TLS)
-    one.secured(S)
-    one.secured(C)
+    one = within_tls(secret(), identify="token", secret="orders")
     early = response(TOKEN.encode() + b"\0", SAID | session.SSL, plugin="mysql_clear_password", number=2)
     taken, asked = hear(one, C, early)
     assert asked == Identify(TOKEN, "mysql-password")
@@ -305,13 +294,7 @@ def test_a_log_in_that_is_none(said: bytes, reason: str) -> None:
 
 
 def test_without_a_credential_the_server_must_do_without_one() -> None:
-    one = mediator(identify="token")
-    one.start()
-    one.dialled()
-    hear(one, S, GREETING)
-    hear(one, C, ASKS_TLS)
-    one.secured(S)
-    one.secured(C)
+    one = within_tls(identify="token")
     hear(one, C, WITHIN)
     hear(one, C, GIVES_TOKEN)
     said = one.identified(AGENT)
@@ -321,13 +304,7 @@ def test_without_a_credential_the_server_must_do_without_one() -> None:
 
 @pytest.mark.parametrize("said", [b"", b"\0", b"\xc3\xa4\0", b"a\0b\0"])
 def test_what_cannot_be_a_token(said: bytes) -> None:
-    one = mediator(secret(), identify="token", secret="orders")
-    one.start()
-    one.dialled()
-    hear(one, S, GREETING)
-    hear(one, C, ASKS_TLS)
-    one.secured(S)
-    one.secured(C)
+    one = within_tls(secret(), identify="token", secret="orders")
     hear(one, C, WITHIN)
     assert failed(hear(one, C, packet(4, said))) == (5, 1045, "token-refused")
 
@@ -357,13 +334,7 @@ def test_a_server_without_tls_for_an_agent_with() -> None:
 
 
 def test_other_capabilities_within_tls_than_before() -> None:
-    one = mediator(secret(), identify="token", secret="orders")
-    one.start()
-    one.dialled()
-    hear(one, S, GREETING)
-    hear(one, C, ASKS_TLS)
-    one.secured(S)
-    one.secured(C)
+    one = within_tls(secret(), identify="token", secret="orders")
     other = response(capabilities=(SAID | session.SSL) & ~session.LOCAL_FILES, number=2)
     assert failed(hear(one, C, other)) == (2, 1043, "protocol")
 

@@ -68,12 +68,6 @@ def recorded(relay: Running) -> list[Recorded]:
     return relay.recorded(TOKEN, Server.password)
 
 
-def login_of(flow: Recorded) -> dict[str, Any]:
-    (found,) = [note["attrs"]["login"] for note in flow.notes_of("upstream") if "login" in note["attrs"]]
-    assert isinstance(found, dict)
-    return found
-
-
 USERS = [("native", "mysql_native_password"), ("ed", "client_ed25519")]
 
 
@@ -83,7 +77,7 @@ def test_a_token_opens_a_session_of_the_rules_credential(start: Start, user: str
     done = mariadb(relay, "SELECT substring_index(current_user(), '@', 1), database(), 6 * 7, 'Ω'")
     assert (done.stdout, done.stderr) == (f"{user}\tshop\t42\tΩ\n", "")
     (flow,) = recorded(relay)
-    assert login_of(flow) == {"user": user, "method": method, "secret": "orders"}
+    assert flow.login == {"user": user, "method": method, "secret": "orders"}
     (known,) = flow.notes_of("identified")
     assert known["attrs"]["identity"]["subject"] == "agent-7"
     assert known["attrs"]["identity"]["method"] == "mysql-password"
@@ -234,7 +228,7 @@ def test_an_own_password_passes_and_is_kept_by_length_only(start: Start, server:
     assert (done.stdout, done.stderr) == (f"{user}@%\n", "")
     (flow,) = recorded(relay)
     assert bool(flow.notes_of("redacted")) == (user != "open")
-    assert login_of(flow)["user"] == user
+    assert flow.login["user"] == user
     assert bool(flow.notes_of("tls")) == tls
 
 

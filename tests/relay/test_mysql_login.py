@@ -13,7 +13,8 @@ from appliance.relay.failure import Refusal
 from appliance.relay.mysql_login import ED25519, SHA2, SHA256, Login
 from appliance.relay.mysql_messages import CLEAR, NATIVE
 from tests.dissect.mysql_bytes import SCRAMBLE
-from tests.relay.mysql_play import PASSWORD, scrambled, scrambled_sha2, secret
+from tests.relay.database_play import PASSWORD, secret
+from tests.relay.mysql_play import scrambled, scrambled_sha2
 
 OTHER = bytes(range(40, 60))
 KEY = rsa.generate_private_key(65537, 2048)

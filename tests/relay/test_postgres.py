@@ -23,23 +23,8 @@ from appliance.relay.mediator import (
 )
 from appliance.relay.postgres import PostgresMediator
 from tests.dissect.postgres_bytes import CANCEL, GSS, IDLE, KEY, OK, SSL, packet, query, typed, z
-from tests.relay.postgres_play import (
-    ANSWER,
-    AS_SERVICE,
-    PASSWORD,
-    START,
-    TOKEN,
-    USER,
-    C,
-    S,
-    authentication,
-    context,
-    error,
-    failed,
-    hear,
-    merged,
-    secret,
-)
+from tests.relay.database_play import PASSWORD, TOKEN, USER, C, S, hear, merged, secret
+from tests.relay.postgres_play import ANSWER, AS_SERVICE, START, authentication, context, error, failed
 
 TLS = StartTls(C, alpn=("postgresql",))
 SERVER_TLS = StartTls(S, alpn=("postgresql",))

@@ -71,12 +71,6 @@ def recorded(relay: Running) -> list[Recorded]:
     return flows
 
 
-def login_of(flow: Recorded) -> dict[str, Any]:
-    (found,) = [note["attrs"]["login"] for note in flow.notes_of("upstream") if "login" in note["attrs"]]
-    assert isinstance(found, dict)
-    return found
-
-
 ROLES = [("scram", "scram-sha-256"), ("md5", "md5"), ("plain", "password"), ("open", "trust")]
 
 
@@ -86,7 +80,7 @@ def test_a_token_opens_a_session_of_the_rules_credential(start: Start, role: str
     done = psql(relay, "SELECT current_user, current_database(), 6 * 7", password=TOKEN)
     assert (done.stdout, done.stderr) == (f"{role}|postgres|42\n", "")
     (flow,) = recorded(relay)
-    assert login_of(flow) == {"user": role, "method": method, "secret": "orders"}
+    assert flow.login == {"user": role, "method": method, "secret": "orders"}
     (known,) = flow.notes_of("identified")
     assert known["attrs"]["identity"]["subject"] == "agent-7"
     assert known["attrs"]["identity"]["method"] == "postgres-password"
@@ -270,6 +264,18 @@ def _set_tls(server: Server, *, on: bool) -> None:
 WRONG = "FATAL:  the server refused the credential that the gateway uses for this rule (SQLSTATE 28P01)"
 
 
+def test_an_agent_that_does_not_trust_the_gateway(start: Start, pki: Pki) -> None:
+    relay = start("scram", identify="token")
+    done = psql(relay, "SELECT 1", password=TOKEN, sslmode="verify-ca", sslrootcert=str(pki.certificate))
+    assert "certificate verify failed" in done.stderr
+    (flow,) = recorded(relay)
+    assert flow.refused == ["pinned"]
+    assert flow.notes_of("refused")[0]["text"] == (
+        "TLS between agent and gateway failed: the TLS handshake failed: tlsv1 alert unknown ca; "
+        "the agent must trust the gateway's CA"
+    )
+
+
 def test_a_credential_that_the_server_refuses_is_the_administrators(start: Start) -> None:
     relay = start("scram", "not the password", identify="token")
     done = psql(relay, "SELECT 1", password=TOKEN)
@@ -323,7 +329,7 @@ def test_an_own_password_passes_and_is_kept_by_length_only(
     (flow,) = recorded(relay)
     redacted = flow.notes_of("redacted")
     assert [note["attrs"]["what"] for note in redacted] == ([] if role == "scram" else ["password"])
-    assert login_of(flow)["user"] == role
+    assert flow.login["user"] == role
     assert b"SCRAM-SHA-256-PLUS" not in flow.data[1]
 
 

@@ -9,7 +9,8 @@ from appliance.relay.failure import Refusal
 from appliance.relay.mediator import Commands, Pass, Say, Take
 from appliance.relay.postgres_login import Login, PassThrough
 from tests.dissect.postgres_bytes import OK, query, typed, z
-from tests.relay.postgres_play import PASSWORD, C, S, authentication, secret
+from tests.relay.database_play import PASSWORD, C, S, secret
+from tests.relay.postgres_play import authentication
 
 OFFER = authentication(10, z("SCRAM-SHA-256-PLUS", "SCRAM-SHA-256") + b"\0")
 PLAIN_OFFER = authentication(10, z("SCRAM-SHA-256") + b"\0")

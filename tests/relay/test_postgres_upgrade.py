@@ -5,7 +5,8 @@ import pytest
 from appliance.relay.mediator import Pass, Say, Shut, Splice, StartTls, Take
 from appliance.relay.postgres_upgrade import PostgresUpgrade
 from tests.dissect.postgres_bytes import CANCEL, GSS, SSL
-from tests.relay.postgres_play import START, C, S, context, error, failed, hear, merged
+from tests.relay.database_play import C, S, hear, merged
+from tests.relay.postgres_play import START, context, error, failed
 
 SERVER_FIRST = StartTls(S, alpn=("postgresql",), mirror=True)
 SERVER_ONLY = StartTls(S, alpn=("postgresql",))

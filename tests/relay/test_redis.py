@@ -4,14 +4,11 @@ from typing import Any
 
 import pytest
 
-from appliance.config import RelayRule
 from appliance.identity.credential import Kind, Secret
-from appliance.identity.secret_text import SecretText
 from appliance.model import Identity
 from appliance.relay.mediator import (
     ANY,
     Commands,
-    Context,
     Dial,
     Fail,
     HangUp,
@@ -25,33 +22,26 @@ from appliance.relay.mediator import (
 from appliance.relay.redis import MAX_TRIES, NO_AUTH, REFUSED, RedisMediator
 from appliance.relay.redis_commands import MAX_HELD, SHORT, Command, Cutter, Malformed
 from tests.dissect.redis_bytes import LOGINS, OK, bulk, command
-from tests.relay.postgres_play import C, S, merged
+from tests.relay.database_play import PASSWORD, TOKEN, USER, C, S, context, merged, secret
 
-USER, PASSWORD, TOKEN = "svc", "correct horse", "eyJh.eyJz.c2ln"
 AGENT = Identity(subject="agent-7")
 AUTH = command("AUTH", TOKEN)
 LOGIN = Say(S, command("AUTH", USER, PASSWORD))
 INSTEAD = Say(S, command(REFUSED))
-TELLS = Note("upstream", f"logged in as {USER}", {"login": {"user": USER, "method": "auth", "secret": "cache"}})
-
-
-def secret(kind: Kind = Kind.PASSWORD, former: str = "", user: str = USER) -> Secret:
-    before = Secret("cache", kind, SecretText(former), user) if former else None
-    return Secret("cache", kind, SecretText(PASSWORD), user, generation=3, former=before)
+TELLS = Note("upstream", f"logged in as {USER}", {"login": {"user": USER, "method": "auth", "secret": "orders"}})
 
 
 def mediator(credential: Secret | None = None, *, tls: bool = True, **rule: Any) -> RedisMediator:
-    found = RelayRule.model_validate({"application": "redis", "mode": "mediate"} | rule)
-    return RedisMediator(Context(found, "10.1.0.7", 40000, "10.2.0.5", 6380, None, credential, tls=tls))
+    return RedisMediator(context("redis", tls=tls, credential=credential, **rule))
 
 
 def by_token() -> RedisMediator:
-    return mediator(secret(), identify="token", secret="cache")
+    return mediator(secret(), identify="token", secret="orders")
 
 
 def opened() -> RedisMediator:
     """Logged in by the gateway, under a lease."""
-    one = mediator(secret(), secret="cache")
+    one = mediator(secret(), secret="orders")
     assert one.start() == [Dial(tls=True)]
     assert one.dialled() == [LOGIN]
     assert one.receive(S, OK) == [TELLS]
@@ -141,7 +131,7 @@ def test_without_a_credential_the_token_is_not_passed_on() -> None:
 
 
 def test_the_default_user_is_not_named() -> None:
-    one = mediator(secret(user="default"), secret="cache")
+    one = mediator(secret(user="default"), secret="orders")
     one.start()
     assert one.dialled() == [Say(S, command("AUTH", PASSWORD))]
 
@@ -158,14 +148,14 @@ def test_before_the_token() -> None:
             assert out[0].data.startswith(b"-WRONGPASS the gateway does not accept the access token")
         else:
             assert ended(out) == ("WRONGPASS", "token-refused")
-    assert ended(hear(mediator(secret(), tls=False, identify="token", secret="cache"), AUTH)) == (
+    assert ended(hear(mediator(secret(), tls=False, identify="token", secret="orders"), AUTH)) == (
         "NOAUTH",
         "cleartext-token",
     )
 
 
 def test_the_former_credential() -> None:
-    one = mediator(secret(former="the one before"), secret="cache")
+    one = mediator(secret(former="the one before"), secret="orders")
     one.start()
     one.dialled()
     wrong = b"-WRONGPASS invalid username-password pair\r\n"
@@ -190,7 +180,7 @@ def test_the_former_credential() -> None:
     ],
 )
 def test_a_log_in_that_is_none(said: bytes, reason: str) -> None:
-    one = mediator(secret(), secret="cache")
+    one = mediator(secret(), secret="orders")
     one.start()
     one.dialled()
     out = one.receive(S, said)
@@ -209,6 +199,11 @@ def test_a_log_in_that_is_none(said: bytes, reason: str) -> None:
         command("ACL", "SETUSER", "u", "on", ">x"),
         command("acl", "deluser", "u"),
         command("CONFIG", "SET", "maxmemory", "1", "RequirePass", "x"),
+        command("CONFIG", "GET", "save", "requirepass"),
+        command("config", "get", "*"),
+        command("CONFIG", "GET", "r*p??s"),
+        command("CONFIG", "GET", "requirepas\\s"),
+        command("CONFIG", "GET", "require[\\]p]ass"),
         b'AU"TH" x\r\n',
         b'"\\x41UTH" x\n',
         b"  reset\r\n",
@@ -233,7 +228,7 @@ def test_a_log_in_does_not_pass_the_gateways(said: bytes, size: int) -> None:
         command("HELLO", "3", "SETNAME", "me"),
         command("ACL", "WHOAMI"),
         command("CONFIG", "SET", "maxmemory", "requirepass"),
-        command("CONFIG", "GET", "requirepass"),
+        command("CONFIG", "GET", "maxmemory*", "save"),
         command("SET", "k", "*1\r\n$5\r\nRESET\r\n"),
         command("GETEX", "AUTH"),
         command("RESETS"),
@@ -297,11 +292,11 @@ def test_ends() -> None:
     one = by_token()
     one.receive(C, AUTH[:-4])
     assert one.ended(C) == [Take(C, AUTH[:-4], ((0, len(AUTH) - 4, "password"),)), Shut(C)]
-    one = mediator(secret(), secret="cache")
+    one = mediator(secret(), secret="orders")
     one.start()
     one.dialled()
     assert ended(one.ended(S)) == ("ERR", "server-gone")
-    assert ended(mediator(secret(Kind.TOKEN), secret="cache").start()) == ("ERR", "secret")
+    assert ended(mediator(secret(Kind.TOKEN), secret="orders").start()) == ("ERR", "secret")
 
 
 def test_words_for_reasons_from_outside() -> None:

@@ -66,8 +66,7 @@ def test_a_token_opens_a_session_of_the_rules_credential(start: Start) -> None:
     relay = start(identify="token", secret="cache")
     assert cli(relay, "ACL", "WHOAMI") == "alice\n"
     (flow,) = recorded(relay)
-    (login,) = [note["attrs"]["login"] for note in flow.notes_of("upstream") if "login" in note["attrs"]]
-    assert login == {"user": "alice", "method": "auth", "secret": "cache"}
+    assert flow.login == {"user": "alice", "method": "auth", "secret": "cache"}
     (known,) = flow.notes_of("identified")
     assert known["attrs"]["identity"]["subject"] == "agent-7"
     assert known["attrs"]["identity"]["method"] == "redis-auth"

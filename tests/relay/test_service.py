@@ -12,6 +12,7 @@ from appliance.config import Settings
 from appliance.journal import JournalKey
 from appliance.relay import service, streams
 from appliance.relay.service import Child, Service
+from tests.lab.wait import until
 
 
 class Process:
@@ -56,7 +57,7 @@ def replace(watched: Watched, *, die: bool) -> None:
         for process in watched.made[2:]:
             process.code = 1
     watched._watch()
-    time.sleep(0.3)
+    until(lambda: time.monotonic() > watched._replacing, "the time of the new ones to be over")
     watched._watch()
 
 

@@ -108,7 +108,7 @@ def test_without_a_credential_the_agent_brings_its_password(tmp_path: Path, sshd
         flow = over(relay)
         assert sshd.password.encode() not in _journal(relay)
     assert len(flow.notes_of("login-refused")) == 1
-    assert len(flow.notes_of("upstream-closed")) == 1
+    assert len(flow.notes_of("upstream")) == 1
     assert flow.closed["ending"] == "fin"
 
 

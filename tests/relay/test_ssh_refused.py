@@ -200,4 +200,4 @@ def test_more_connections_than_allowed_are_told_so(tmp_path: Path, sshd: Sshd) -
         assert first.recv(100)
         done = ssh(relay, "true")
         assert done.returncode == 255
-        assert b"more than 1 at one time" in done.stderr
+        assert b"more than 1 connections of one lease at one time" in done.stderr

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from appliance.dissect.tls_hello import Malformed
 from appliance.relay.tls import HelloReader, begins_tls
+from tests.lab.net import PYTHON
 from tests.lab.pki import Pki
 from tests.relay.running import Running
 from tests.relay.servers import Server, client_context, echo, server_context
@@ -109,6 +111,63 @@ def test_a_bad_certificate_passes_as_ciphertext_where_the_rule_says_so(tmp_path:
     assert flow.notes_of("opaque")[0]["attrs"]["reason"] == "certificate"
     assert flow.data[0].startswith(b"\x16\x03")
     assert b"end to end" not in flow.data[0]
+
+
+@pytest.mark.parametrize("opaque", ["refuse", "pass"])
+def test_a_name_that_the_ca_may_not_certify(tmp_path: Path, pki: Pki, opaque: str) -> None:
+    made = subprocess.run(
+        [PYTHON, "-m", "appliance", "ca", "init", "--exclude", NAME, "--data", tmp_path / "data"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert not made.returncode, made.stderr
+    tls = server_context(pki, NAME)
+    with Server(echo, tls) as server, Running(tmp_path / "data", rules(pki, opaque=opaque), server.address) as relay:
+        sock = socket.create_connection(relay.address)
+        if opaque == "pass":
+            with client_context(pki.certificate).wrap_socket(sock, server_hostname=NAME) as client:
+                client.sendall(b"x")
+                assert client.recv(1) == b"x"
+                client.unwrap().close()
+        else:
+            with pytest.raises(ssl.SSLError, match="access denied"):
+                client_context(relay.ca).wrap_socket(sock, server_hostname=NAME)
+        relay.idle()
+        relay.stop()
+        flow = relay.flow()
+    if opaque == "pass":
+        assert flow.notes_of("opaque")[0]["attrs"]["reason"] == "certificate"
+    else:
+        assert flow.refused == ["certificate"]
+        assert f"{NAME} is excluded from the CA" in flow.notes_of("refused")[0]["text"]
+
+
+@pytest.mark.parametrize("opaque", ["refuse", "pass"])
+def test_a_protocol_that_the_rule_does_not_mediate(tmp_path: Path, pki: Pki, opaque: str) -> None:
+    tls = server_context(pki, NAME, alpn=("smtp",))
+    given = rules(pki, opaque=opaque, mode="mediate", application="http")
+    with Server(echo, tls) as server, Running(tmp_path / "data", given, server.address) as relay:
+        context = client_context(pki.certificate)
+        context.set_alpn_protocols(["smtp"])
+        sock = socket.create_connection(relay.address)
+        if opaque == "pass":
+            with context.wrap_socket(sock, server_hostname=NAME) as client:
+                assert client.selected_alpn_protocol() == "smtp"
+                client.sendall(b"x")
+                assert client.recv(1) == b"x"
+                client.unwrap().close()
+        else:
+            with pytest.raises(ssl.SSLError, match="access denied"):
+                context.wrap_socket(sock, server_hostname=NAME)
+        relay.idle()
+        relay.stop()
+        flow = relay.flow()
+    if opaque == "pass":
+        assert flow.notes_of("opaque")[0]["attrs"]["reason"] == "alpn"
+    else:
+        assert flow.refused == ["alpn"]
+        assert not server.accepted
 
 
 def test_verification_may_be_off(tmp_path: Path, pki: Pki) -> None:

@@ -6,8 +6,10 @@ import pytest
 
 from tests.lab import Lab
 from tests.lab.appliance import Appliance, Rule, literal, relayed
+from tests.lab.fixtures import family, run_id, task
 from tests.lab.services import Grpc, Llm, MariaDb, Postgres, Redis, Ssh, Tls, TlsPostgres, Web, WebSocket, tls
-from tests.lab.task import Task
+
+__all__ = ["family", "run_id", "task"]  # fixtures
 
 PROXY_PORT = 3128
 HANDSHAKE, IDLE = 6.0, 12.0  # seconds, of the settings of that name
@@ -124,22 +126,3 @@ def shell_keys(lab: Lab, appliance: Appliance) -> None:
     kept = ["--kind", "ssh-key", "--user", lab.ssh.user, "--file"]
     appliance.verbatim("secret", "set", SHELL, *kept, str(lab.ssh.key))
     appliance.verbatim("secret", "set", SHELL_CERTIFICATE, *kept, str(other), "--certificate", str(certificate))
-
-
-@pytest.fixture
-def run_id(request: pytest.FixtureRequest) -> str:
-    """A name for the test's own sessions: letters, digits and dashes."""
-    return "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
-
-
-@pytest.fixture
-def task(appliance: Appliance, lab: Lab, run_id: str) -> Iterator[Task]:
-    """Agent 1 with a lease for `agent-one`."""
-    with Task(appliance, 1, lab.token("agent-one"), run_id) as task:
-        yield task
-
-
-@pytest.fixture(params=[0, 1], ids=["IPv4", "IPv6"])
-def family(request: pytest.FixtureRequest) -> int:
-    """Index into the pair of addresses that every host of the lab has."""
-    return int(request.param)

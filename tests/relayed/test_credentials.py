@@ -76,26 +76,26 @@ def test_curl_by_token_over_http2(task: Task, lab: Lab, appliance: Appliance) ->
 # -- the explicit proxy ------------------------------------------------------------------------------------------------
 
 
-def proxy(lab: Lab, userinfo: str = "") -> str:
+def proxy(userinfo: str = "") -> str:
     return f"http://{userinfo}gateway.lab.test:{PROXY_PORT}"
 
 
-Ask = Callable[[Task, Lab, str], dict[str, Any]]
+Ask = Callable[[Task, str], dict[str, Any]]
 
 
-def _requests(task: Task, lab: Lab, url: str) -> dict[str, Any]:
+def _requests(task: Task, url: str) -> dict[str, Any]:
     """As `https_proxy` holds it: any user, with the token as its password."""
-    return task.client("http", library="requests", url=url, proxy=proxy(lab, f"any:{task.token}@"))
+    return task.client("http", library="requests", url=url, proxy=proxy(f"any:{task.token}@"))
 
 
-def _httpx(task: Task, lab: Lab, url: str) -> dict[str, Any]:
-    return task.client("http", library="httpx-http2", url=url, proxy=proxy(lab), token=task.token)
+def _httpx(task: Task, url: str) -> dict[str, Any]:
+    return task.client("http", library="httpx-http2", url=url, proxy=proxy(), token=task.token)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("ask", [_requests, _httpx], ids=["requests", "httpx"])
 def test_libraries_through_the_proxy(task: Task, lab: Lab, appliance: Appliance, ask: Ask, scheme: str) -> None:
-    told = ask(task, lab, f"{scheme}://{lab.web.fqdn}")
+    told = ask(task, f"{scheme}://{lab.web.fqdn}")
     session = under_the_leases(task, appliance)
     is_by_token(session, task.token, "http-proxy")
     http_calls(told, appliance, session)
@@ -109,7 +109,7 @@ def test_curl_through_the_proxy(task: Task, lab: Lab, appliance: Appliance, sche
     trust = ["--cacert", str(appliance.trust)]
     printed = task.run(
         ["curl", "-sS", *trust, f"{scheme}://{lab.web.fqdn}/download.bin"],
-        env={f"{scheme}_proxy": proxy(lab, f"any:{task.token}@")},
+        env={f"{scheme}_proxy": proxy(f"any:{task.token}@")},
     ).stdout
     assert printed == lab.web.download
     session = under_the_leases(task, appliance)
@@ -121,7 +121,7 @@ def test_curl_through_the_proxy(task: Task, lab: Lab, appliance: Appliance, sche
 def test_an_agent_without_lease_and_token_is_asked_for_one(lab: Lab) -> None:
     told = ["-o", "/dev/null", "-w", "%{http_code} %{http_connect}"]
     for scheme in ("http", "https"):
-        command = ["curl", "-sS", "-m", "10", "-x", proxy(lab), *told, f"{scheme}://{lab.web.fqdn}/"]
+        command = ["curl", "-sS", "-m", "10", "-x", proxy(), *told, f"{scheme}://{lab.web.fqdn}/"]
         assert "407" in lab.agent(2).run(command, check=False).output
 
 
@@ -130,7 +130,7 @@ def test_the_proxy_opens_what_rules_open(task: Task, lab: Lab, appliance: Applia
     for url in (f"https://{lab.agent(2).nic.addresses[0]}/", f"http://{lab.llm.addresses[0]}/"):
         done = task.run(
             ["curl", "-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code} %{http_connect}", url],
-            env=dict.fromkeys(("http_proxy", "https_proxy"), proxy(lab, f"any:{task.token}@")),
+            env=dict.fromkeys(("http_proxy", "https_proxy"), proxy(f"any:{task.token}@")),
             check=False,
         )
         assert "403" in done.output

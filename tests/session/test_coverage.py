@@ -70,6 +70,8 @@ def test_a_relayed_session_is_complete_if_the_relay_took_all_that_came_in() -> N
     assert judge_relayed(both, (LEG, None), False, False) is Coverage.COMPLETE
     assert judge_relayed(both, (LEG, LEG._replace(received=99)), False, False) is Coverage.PARTIAL
     assert judge_relayed(both, (LEG._replace(sent=101), LEG), True, False) is Coverage.PARTIAL
+    assert judge_relayed(both, (LEG._replace(received=None), LEG), False, False) is Coverage.PARTIAL
+    assert judge_relayed(both, (LEG._replace(received=101), LEG), False, False) is Coverage.COMPLETE
     assert judge_relayed(both, (LEG._replace(sent=None), LEG), False, False) is Coverage.COMPLETE
 
 

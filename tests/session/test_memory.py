@@ -1,8 +1,6 @@
 """The bound on the memory of all sessions: it is reached, it holds, it shows, and no recorded byte is lost."""
 
-import gc
 import struct
-import tracemalloc
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -10,7 +8,7 @@ import pytest
 
 from appliance.model import Coverage, Direction, Ending, EventRow, Row
 from appliance.session.memory import DATAGRAM_BYTES, STREAM_BYTES
-from tests.session.traffic import MS, PSH, SECOND, SYN, Peer, Recorded, assembler, feed, ingest, udp
+from tests.session.traffic import MS, PSH, SECOND, SYN, Peer, Recorded, assembler, feed, ingest, memory_taken, udp
 
 LIMIT = 1 << 20
 SLACK = 2 * STREAM_BYTES  # what comes between two looks: these connections begin one by one
@@ -148,22 +146,22 @@ def lookup(number: int, answer: bool = False) -> bytes:
     return head + b"\5h%04d\7example\3org\0" % (number % 10_000) + struct.pack("!HH", 1, 1)
 
 
-def lookups(count: int, step: int = 2 * MS, start: int = 0) -> list[bytes]:
+def lookups(count: int) -> list[bytes]:
     """Each from a port of its own, answered."""
     packets = []
     for number in range(count):
         client, server = (f"10.9.{number >> 8}.{number & 255}", 40_000), ("10.0.1.3", 53)
-        packets.append(udp(client, server, lookup(number), time=start + number * step))
-        packets.append(udp(server, client, lookup(number, answer=True), time=start + number * step + MS))
+        packets.append(udp(client, server, lookup(number), time=number * 2 * MS))
+        packets.append(udp(server, client, lookup(number, answer=True), time=number * 2 * MS + MS))
     return packets
 
 
-def half_messages(count: int, size: int = 20_000) -> list[bytes]:
+def half_messages(count: int) -> list[bytes]:
     """DNS over TCP: a whole query, then the beginning of a message of 65,535 bytes."""
     packets = []
     for at, peer in enumerate(replace(peer, server_port=53) for peer in peers(count)):
         time, query = at * 2 * MS, lookup(at)
-        data = struct.pack("!H", len(query)) + query + struct.pack("!H", 65535) + bytes(size)
+        data = struct.pack("!H", len(query)) + query + struct.pack("!H", 65535) + bytes(20_000)
         packets += peer.handshake(time=time)
         for start in range(0, len(data), 10_000):
             packets.append(peer.packet(0, PSH, start, data[start : start + 10_000], time=time + 2 * MS))
@@ -205,13 +203,7 @@ def test_the_weight_is_about_what_it_takes(packets: list[bytes]) -> None:
     frames = ingest(packets, size=20, close=False)
     machine = assembler(max_memory=1 << 40)
     feed(frames[:1], machine)
-    gc.collect()
-    tracemalloc.start()
-    for one in frames[1:]:
-        machine.feed(one)
-    gc.collect()
-    taken, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    taken = memory_taken(machine, frames[1:])
     assert taken / 1.25 < machine.weight < taken * 1.6
 
 

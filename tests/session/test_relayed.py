@@ -1,7 +1,5 @@
 """Frames of a relay's stream, from their rows' side: time, ends, damage, limits, state."""
 
-import gc
-import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -14,7 +12,7 @@ from appliance.session.relayed import RelayAssembler
 from appliance.session.relayed_session import RELAYED_BYTES
 from tests.session.relaying import Flow, assembler, clock, exchange, feed, run, span, stream, told
 from tests.session.test_state import decoded, encoded
-from tests.session.traffic import MS, SECOND, STREAM, T0, Recorded
+from tests.session.traffic import MS, SECOND, STREAM, T0, Recorded, memory_taken
 
 C, S = Direction.CLIENT, Direction.SERVER
 RAW = Flow().note("protocol", protocol="raw")  # nothing waits for a verdict
@@ -273,13 +271,7 @@ def test_the_weight_is_about_the_memory_that_is_taken() -> None:
     first, *others = stream(*frames, clock(100 * SECOND))
     machine = assembler(max_memory=1 << 40)
     machine.feed(first)
-    gc.collect()
-    tracemalloc.start()
-    for one in others:
-        machine.feed(one)
-    gc.collect()
-    taken, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    taken = memory_taken(machine, others)
     assert taken / 1.25 < machine.weight < taken * 1.6
 
 

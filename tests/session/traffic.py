@@ -1,6 +1,8 @@
 """Made-up traffic: records as the kernel program writes them, in frames, and what came out put together again."""
 
+import gc
 import struct
+import tracemalloc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,6 +12,7 @@ from appliance import config
 from appliance.journal import PLAIN, Damage, Frame, FrameKind
 from appliance.model import ChunkRow, Direction, EventRow, FindingRow, MessageRow, Row, SessionRow
 from appliance.session.assembler import Assembler
+from appliance.session.relayed import RelayAssembler
 from appliance.wire.abi import ABI, Kind, Record, pack_address
 from appliance.wire.records import plain
 
@@ -209,3 +212,15 @@ class Recorded:
                 out[row.offset : end] = row.data
                 taken[row.offset : end] = b"\1" * len(row.data)
         return bytes(out)
+
+
+def memory_taken(machine: Assembler | RelayAssembler, frames: Iterable[Frame | Damage]) -> int:
+    """Bytes that are held once these were fed."""
+    gc.collect()
+    tracemalloc.start()
+    for one in frames:
+        machine.feed(one)
+    gc.collect()
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return taken

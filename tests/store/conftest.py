@@ -2,8 +2,7 @@
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,15 +11,9 @@ import pytest
 from appliance.config import Settings
 from appliance.store.client import Store, open_store
 from appliance.store.link import Service, live_service
+from tests.lab.wait import until
 
 PATIENCE = 60.0  # seconds
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen"
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -29,7 +22,7 @@ def serving(data: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "appliance", "store", "--data", str(data)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_for(lambda: live_service(data) is not None or process.poll() is not None, "start of the store")
+            until(lambda: live_service(data) is not None or process.poll() is not None, "start of the store", PATIENCE)
             assert process.poll() is None, "the store did not start"
             yield process
         finally:

@@ -18,8 +18,9 @@ from appliance.errors import DamagedEvidence, MalformedInput, Refused, Unavailab
 from appliance.model import Direction, Row
 from appliance.store import client, engine, link, rows, schema
 from appliance.store.client import Store, open_store
+from tests.lab.wait import until
 from tests.store import samples
-from tests.store.conftest import serving, wait_for
+from tests.store.conftest import PATIENCE, serving
 
 
 def count(store: Store, table: str, session: int) -> int:
@@ -259,7 +260,7 @@ def test_the_folder_of_another_process_is_waited_for(tmp_path: Path, monkeypatch
 
 def _take(data: Path) -> bool:
     lock = engine.Lock(data)
-    wait_for(lock.acquire, "release of the lock")
+    until(lock.acquire, "release of the lock", PATIENCE)
     lock.release()
     return True
 
@@ -350,7 +351,7 @@ class _owner:  # noqa: N801 - reads as a statement
                     env=environment,
                 )
             )
-            wait_for(lambda: (found := link.live_service(data)) and found.pid == self._processes[0].pid, "start")
+            until(lambda: (found := link.live_service(data)) and found.pid == self._processes[0].pid, "start", PATIENCE)
         self._processes.append(
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
         )

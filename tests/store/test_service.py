@@ -12,8 +12,9 @@ from appliance.errors import MalformedInput, Refused
 from appliance.store import engine, service
 from appliance.store.client import open_store
 from appliance.store.link import SERVICE_FILE, Service, live_service
+from tests.lab.wait import until
 from tests.store import samples
-from tests.store.conftest import serving, wait_for
+from tests.store.conftest import PATIENCE, serving
 
 
 def test_files_are_for_this_user_only(served: Settings) -> None:
@@ -23,7 +24,7 @@ def test_files_are_for_this_user_only(served: Settings) -> None:
 
 
 def test_status_tells_what_is_stored(served: Settings) -> None:
-    wait_for(lambda: "store" in status.read(served.data), "status of the store")
+    until(lambda: "store" in status.read(served.data), "status of the store", PATIENCE)
     said = status.read(served.data)["store"]
     assert said.live
     assert said.values["rows"]["schema_version"] == 1

@@ -4,13 +4,11 @@ import ctypes
 import json
 import os
 import secrets
-import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from appliance.journal import Damage, Frame, FrameKind, JournalKey, Reader
 from appliance.wire.abi import Kind, Record, Side
 from appliance.wire.control import SOCKET, Client
 from appliance.wire.records import records
+from tests.lab.wait import until
 
 ROOT = Path(__file__).resolve().parents[2]
 CLONE_NEWNET = 0x40000000
@@ -43,15 +42,6 @@ def sh(*command: str, netns: str = "") -> str:
     done = subprocess.run([*within, *command], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout
-
-
-def until(what: str, condition: Callable[[], T | None], timeout: float = 20.0) -> T:
-    """Wait for `condition` to give something true."""
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited in vain for: {what}"
-        select.select([], [], [], 0.02)
-    return found
 
 
 def inside(netns: str, function: Callable[[], T]) -> T:
@@ -189,7 +179,7 @@ class Wire:
         command = self.command("run")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log)
-        until("the wire process answers", self.answers, 60)
+        until(self.answers, "the wire process answers", 60)
         return self
 
     def answers(self) -> bool:

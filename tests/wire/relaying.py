@@ -17,10 +17,10 @@ from typing import Any, Self
 
 from appliance.wire.abi import Flow, Leg
 from appliance.wire.steering import Steering, flow_key
-from tests.wire.net import ROOT, Net, until
+from tests.lab.wait import until
+from tests.wire.net import ROOT, Net
 
 IPV6_TRANSPARENT = 75  # linux/in6.h
-SO_MARK = 36
 
 
 def transparent(family: int) -> socket.socket:
@@ -195,11 +195,11 @@ class Relay:
                 self.said.remove(found)
             return found
 
-        return until(f"the relay says {what}", look, 15)
+        return until(look, f"the relay says {what}", 15)
 
-    def do(self, command: str, answer: str = "done") -> dict[str, Any]:
+    def do(self, command: str) -> dict[str, Any]:
         self.process.stdin.write(command.encode() + b"\n")
-        return self.hear(answer)
+        return self.hear("done")
 
     def registered(self) -> Self:
         self.do("register")

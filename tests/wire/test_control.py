@@ -15,7 +15,7 @@ from appliance.errors import MalformedInput, Refused, Unavailable
 from appliance.identity.leases import Lease, LeaseHeld, LeaseUnknown
 from appliance.model import Identity
 from appliance.wire.control import MAX_CLIENTS, MAX_LINE, Answer, Client, Json, Server
-from tests.wire.net import until
+from tests.lab.wait import until
 
 ANN = Identity(issuer="https://idp.example", subject="ann", act=("b", "c"), groups=("dba",))
 LEASE = Lease("00000000000000ff", "192.0.2.7", ANN, 1, 2, 3, "boot", "agents0")
@@ -161,7 +161,7 @@ def test_there_is_a_limit_to_the_clients(tmp_path: Path) -> None:
         finally:
             for sock in socks:
                 sock.close()
-        until("there is room again", lambda: answered(path))
+        until(lambda: answered(path), "there is room again")
 
 
 def answered(path: Path) -> bool:

@@ -21,7 +21,8 @@ from appliance.journal import Cursor, Damage, FrameKind, JournalKey, Reader, rel
 from appliance.model import Identity
 from appliance.wire import bpf
 from appliance.wire.abi import Flow, FlowEnd, Kind, Reason, Side, unpack_address
-from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Net, Wire, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Net, Wire, inside, sh
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces, BPF and nftables")
 ANN = Identity(issuer="https://idp.example", subject="ann", client="agent")
@@ -109,7 +110,7 @@ def test_nothing_passes_without_a_lease_and_the_agent_is_told_at_once(net: Net, 
         with pytest.raises(ConnectionRefusedError):
             net.connect(listener.getsockname()[1])
         assert time.monotonic() - began < 1
-    refused = until("the refusal is journaled", lambda: [r for r, _ in wire.records() if r.kind == Kind.REFUSAL])
+    refused = until(lambda: [r for r, _ in wire.records() if r.kind == Kind.REFUSAL], "the refusal is journaled")
     assert (refused[0].reason, unpack_address(refused[0].source)) == (Reason.NO_LEASE, AGENT)
     assert wire.client.status()["refusals"]["no-lease"] >= 1
 
@@ -120,7 +121,7 @@ def test_with_a_lease_it_passes_and_is_journaled(net: Net, wire: Wire, source: s
     with connection(net, destination) as (agent, upstream, port):
         assert exchange(agent, upstream, b"question")
         assert exchange(upstream, agent, b"answer")
-    until("journaled", lambda: wire.stream(port, Side.SERVER) == b"answer")
+    until(lambda: wire.stream(port, Side.SERVER) == b"answer", "journaled")
     assert wire.stream(port, Side.CLIENT) == b"question"
     ours = [r for r, _ in wire.records() if port in (r.source_port, r.destination_port) and r.kind == Kind.PACKET]
     assert {record.lease for record in ours} == {int(id, 16)}
@@ -154,7 +155,7 @@ def test_what_curl_downloads_is_the_journals_stream(net: Net, wire: Wire, tmp_pa
         thread.join()
         server.server_close()
     assert got.read_bytes() == Download.body
-    until("journaled", lambda: wire.stream(port, Side.SERVER).endswith(Download.body[-1000:]))
+    until(lambda: wire.stream(port, Side.SERVER).endswith(Download.body[-1000:]), "journaled")
     recorded = wire.stream(port, Side.SERVER).partition(b"\r\n\r\n")[2]
     assert sha256(recorded).digest() == sha256(Download.body).digest()
 
@@ -178,7 +179,7 @@ def test_a_revoked_lease_cuts_a_live_connection(net: Net, wire: Wire) -> None:
         with pytest.raises(ConnectionResetError):
             exchange(agent, agent)
         assert wire.stream(port, Side.CLIENT) in (b"hello", b"")
-    until("the cut is on record", lambda: "revoked" in leases_said(wire, id))
+    until(lambda: "revoked" in leases_said(wire, id), "the cut is on record")
     assert leases_said(wire, id) == ["granted", "revoked"]
 
 
@@ -213,10 +214,10 @@ def test_an_expired_lease_cuts_a_live_connection(net: Net, wire: Wire) -> None:
     id = lease(wire, seconds=1.5)
     with connection(net) as (agent, upstream, _):
         assert exchange(agent, upstream)
-        until("the lease expires", lambda: not wire.client.list())
+        until(lambda: not wire.client.list(), "the lease expires")
         with pytest.raises(ConnectionResetError):
             exchange(agent, agent)
-    until("the end is on record", lambda: leases_said(wire, id) == ["granted", "expired"])
+    until(lambda: leases_said(wire, id) == ["granted", "expired"], "the end is on record")
 
 
 def leases_said(wire: Wire, id: str) -> list[str]:
@@ -246,8 +247,8 @@ def test_a_deleted_filter_lets_nothing_pass_until_it_is_restored(net: Net, wire:
         finally:
             wire.process.send_signal(signal.SIGCONT)
         assert upstream.recv(100) == b"hello"  # TCP sends it again, and now it is recorded
-    until("the restoration is on record", lambda: "filter-restored" in wire.events())
-    until("journaled", lambda: wire.stream(port, Side.CLIENT) == b"hellohello")
+    until(lambda: "filter-restored" in wire.events(), "the restoration is on record")
+    until(lambda: wire.stream(port, Side.CLIENT) == b"hellohello", "journaled")
 
 
 def test_a_deleted_table_is_put_back_and_nothing_unrecorded_passes_meanwhile(net: Net, wire: Wire) -> None:
@@ -266,16 +267,16 @@ def test_a_deleted_table_is_put_back_and_nothing_unrecorded_passes_meanwhile(net
                         arrived.recv(100)
         finally:
             wire.process.send_signal(signal.SIGCONT)
-        until("the table is back", lambda: "verbatim" in sh("nft", "list", "tables", netns=net.gateway))
+        until(lambda: "verbatim" in sh("nft", "list", "tables", netns=net.gateway), "the table is back")
         assert exchange(agent, upstream)
-    until("journaled", lambda: wire.stream(port, Side.CLIENT) == b"hellohello")
-    until("the restoration is on record", lambda: "interlock-restored" in wire.events())
+    until(lambda: wire.stream(port, Side.CLIENT) == b"hellohello", "journaled")
+    until(lambda: "interlock-restored" in wire.events(), "the restoration is on record")
 
 
 def test_a_changed_table_is_put_back(net: Net, wire: Wire) -> None:
     before = len(wire.events())
     sh("nft", "insert rule inet verbatim forward accept", netns=net.gateway)
-    until("the restoration is on record", lambda: "interlock-restored" in wire.events()[before:])
+    until(lambda: "interlock-restored" in wire.events()[before:], "the restoration is on record")
     assert "\t\taccept\n" not in sh("nft", "list", "chain", "inet", "verbatim", "forward", netns=net.gateway)
 
 
@@ -305,7 +306,7 @@ def test_after_a_kill_the_next_process_goes_on_where_the_last_one_stopped(net: N
         wire.start()
         assert exchange(agent, upstream, after)
     whole = sha256(before + middle + after).digest()
-    until("journaled", lambda: sha256(wire.stream(port, Side.CLIENT)).digest() == whole)
+    until(lambda: sha256(wire.stream(port, Side.CLIENT)).digest() == whole, "journaled")
     assert [frame.kind for frame in wire.frames()].count(FrameKind.OPEN) >= 2
 
 
@@ -334,7 +335,7 @@ def test_with_nobody_to_drain_it_the_full_ring_stalls_and_the_rest_follows_later
         wire.start()
         pump(agent, upstream, data, sent, got, 20)
         assert got == data
-    until("journaled", lambda: sha256(wire.stream(port, Side.CLIENT)).digest() == sha256(data).digest())
+    until(lambda: sha256(wire.stream(port, Side.CLIENT)).digest() == sha256(data).digest(), "journaled")
 
 
 def test_leases_outlast_the_process(net: Net, wire: Wire) -> None:
@@ -349,7 +350,7 @@ def test_leases_outlast_the_process(net: Net, wire: Wire) -> None:
 def test_stopping_leaves_everything_closed_and_withdraws_the_status(net: Net, wire: Wire) -> None:
     id = lease(wire)
     status = wire.data / "run" / "wire.status.json"
-    until("the status is there", status.exists)
+    until(status.exists, "the status is there")
     assert wire.stop() == 0
     assert not status.exists()
     assert "verbatim" in sh("nft", "list", "tables", netns=net.gateway)
@@ -392,19 +393,19 @@ def test_a_teardown_opens_the_gateway_again(net: Net, wire: Wire) -> None:
 
 def test_an_interface_made_anew_is_recorded_again(net: Net, wire: Wire) -> None:
     sh("ip", "link", "del", "upstream0", netns=net.gateway)
-    until("the loss is on record", lambda: "interface-missing" in wire.events())
+    until(lambda: "interface-missing" in wire.events(), "the loss is on record")
     net.wire_up(net.upstream, "upstream0", 2)
-    until("the return is on record", lambda: "interface-found" in wire.events())
+    until(lambda: "interface-found" in wire.events(), "the return is on record")
     lease(wire)
     with connection(net) as (agent, upstream, port):
         assert exchange(upstream, agent)
-    until("journaled", lambda: wire.stream(port, Side.SERVER) == b"hello")
+    until(lambda: wire.stream(port, Side.SERVER) == b"hello", "journaled")
 
 
 def test_a_new_address_of_the_gateway_is_its_own(net: Net, wire: Wire) -> None:
     sh("ip", "addr", "add", "10.91.1.99/24", "dev", "agents0", netns=net.gateway)
     locals_ = bpf.Map(bpf.get(wire.bpffs / "locals") or -1)
-    until("it is known", lambda: "10.91.1.99" in {unpack_address(key) for key, _ in locals_.items()})
+    until(lambda: "10.91.1.99" in {unpack_address(key) for key, _ in locals_.items()}, "it is known")
     os.close(locals_.fd)
 
 
@@ -413,10 +414,10 @@ def test_what_other_processes_left_for_the_journal_is_there_once(wire: Wire) -> 
     wire.stop()
     spool.leave(wire.data, "secret-set", "secret orders was set", time.time_ns(), name="orders", generation=1, uid=0)
     wire.start()
-    until("the first is journaled", lambda: wire.events().count("secret-set") == 1)
+    until(lambda: wire.events().count("secret-set") == 1, "the first is journaled")
     spool.leave(wire.data, "ca-rotated", "the CA has a new key", time.time_ns(), uid=0)
-    until("the second is journaled", lambda: wire.events().count("ca-rotated") == 1)
-    until("both are removed", lambda: not spool.left(wire.data, 1))
+    until(lambda: wire.events().count("ca-rotated") == 1, "the second is journaled")
+    until(lambda: not spool.left(wire.data, 1), "both are removed")
     assert wire.events().count("secret-set") == 1
     said = [json.loads(frame.payload) for frame in wire.frames() if frame.kind is FrameKind.EVENT]
     (note,) = [each for each in said if each["kind"] == "secret-set"]
@@ -436,7 +437,7 @@ def test_a_silent_flow_ends_with_a_record(net: Net, wire: Wire) -> None:
     try:
         with connection(net) as (agent, upstream, port):
             assert exchange(agent, upstream)
-            ends = until("the end is on record", lambda: flow_ends(wire, port))
+            ends = until(lambda: flow_ends(wire, port), "the end is on record")
         assert [(flow.end, flow.client.bytes, flow.server.bytes) for flow in ends] == [(FlowEnd.IDLE, 5, 0)]
     finally:
         wire.wire = ""
@@ -448,7 +449,7 @@ def test_a_flow_that_lost_its_lease_ends_with_a_record(net: Net, wire: Wire) -> 
     with connection(net) as (agent, upstream, port):
         assert exchange(agent, upstream)
         wire.client.revoke(id)
-        ends = until("the end is on record", lambda: flow_ends(wire, port), 30)
+        ends = until(lambda: flow_ends(wire, port), "the end is on record", 30)
     assert [flow.end for flow in ends] == [FlowEnd.CUT]
 
 
@@ -473,7 +474,7 @@ def test_a_full_journal_stalls_and_goes_on_when_there_is_room(net: Net, wire: Wi
             assert small.events()[-1] == "journal-stalled"
             newest = int(max(folder.glob("*.seg")).stem, 16)
             release(folder, Cursor(newest, 0, small.frames()[-1].number))
-            until("it goes on", lambda: not small.client.status()["journal"]["stalled"])
+            until(lambda: not small.client.status()["journal"]["stalled"], "it goes on")
             now = len(got)
             pump(agent, upstream, data, sent, got, 2)
             assert len(got) > now

@@ -22,7 +22,8 @@ from appliance.journal import Frame, FrameKind
 from appliance.model import Coverage, Ending, SessionRow
 from appliance.session.assembler import Assembler
 from appliance.wire import bpf
-from tests.wire.net import AGENT, AGENT6, Net, Wire, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, AGENT6, Net, Wire, inside, sh
 from tests.wire.sniffer import Seen, Sniffer, unrecorded
 from tests.wire.storm import CLOSED, RULES, Storm
 from tests.wire.test_daemon import lease
@@ -111,11 +112,11 @@ def running(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire
 def wire(running: Wire) -> Iterator[Wire]:
     """With leases of both families, and without other tables afterwards."""
     for address, gateway in ((AGENT, GATEWAY), (AGENT6, GATEWAY6)):
-        until("a lease", lambda a=address, g=gateway: introduce(running, g) and given(running, a))  # type: ignore[misc]
+        until(lambda a=address, g=gateway: introduce(running, g) and given(running, a), "a lease")  # type: ignore[misc]
     yield running
     for table in ("inet marks", "inet friendly", "netdev fast"):
         sh("nft", f"add table {table}; delete table {table}", netns=running.net.gateway)
-    until("nothing is wrong any more", lambda: not faults(running))
+    until(lambda: not faults(running), "nothing is wrong any more")
     for held in running.client.list():
         running.client.revoke(held.id)
 
@@ -164,7 +165,7 @@ def asleep(wire: Wire) -> Iterator[None]:
 
 def missing(wire: Wire, sniffer: Sniffer) -> list[Seen]:
     """What arrived upstream and is not on record, once everything that the ring holds is in the journal."""
-    until("the ring is drained", lambda: wire.client.status()["ring"]["fill"] == 0)
+    until(lambda: wire.client.status()["ring"]["fill"] == 0, "the ring is drained")
     seen = sniffer.seen({AGENT, AGENT6})
     assert seen, "nothing was observed: the test proves nothing"
     return unrecorded(seen, wire.records())
@@ -176,22 +177,22 @@ def test_broken_locks_let_nothing_unrecorded_pass_and_are_put_back_or_named(
 ) -> None:
     before, events, told, fault = repairs(wire), len(wire.events()), len(unguarded(wire)), ALL[name]
     with Sniffer(net.upstream) as sniffer, Storm(net) as storm:
-        until("traffic flows", lambda: storm.passes(0.1))
+        until(lambda: storm.passes(0.1), "traffic flows")
         with asleep(wire):  # first nobody watches
             strike(wire, fault, stranger)
             storm.rage(0.2)
         for kind in fault.repairs:
-            until(f"{kind} counts", lambda kind=kind: repairs(wire).get(kind, 0) > before.get(kind, 0))  # type: ignore[misc]
+            until(lambda kind=kind: repairs(wire).get(kind, 0) > before.get(kind, 0), f"{kind} counts")  # type: ignore[misc]
         for kind in fault.faults:
-            until(f"{kind} is named", lambda kind=kind: kind in faults(wire))  # type: ignore[misc]
+            until(lambda kind=kind: kind in faults(wire), f"{kind} is named")  # type: ignore[misc]
         if not fault.faults:
-            until("traffic flows again", lambda: storm.passes(0.1))
+            until(lambda: storm.passes(0.1), "traffic flows again")
     assert missing(wire, sniffer) == []
     assert storm.got[CLOSED] == 0
-    until("it is on record", lambda: {*fault.repairs, *fault.faults} <= set(wire.events()[events:]))
+    until(lambda: {*fault.repairs, *fault.faults} <= set(wire.events()[events:]), "it is on record")
     bare = [said["interfaces"] for said in unguarded(wire)[told:]]
     assert bare == ([list(fault.unguarded)] if fault.unguarded else []), "elsewhere one lock held"
-    until("and published", lambda: set(fault.faults) <= set(status.read(wire.data)["wire"].faults))
+    until(lambda: set(fault.faults) <= set(status.read(wire.data)["wire"].faults), "and published")
 
 
 def test_the_observer_sees_what_is_not_recorded(net: Net, wire: Wire) -> None:
@@ -199,7 +200,7 @@ def test_the_observer_sees_what_is_not_recorded(net: Net, wire: Wire) -> None:
     with Sniffer(net.upstream) as sniffer, Storm(net) as storm, asleep(wire):
         for command in (*NO_CLSACT, *NO_RULES):
             sh(*command.split(), netns=net.gateway)
-        until("what is closed arrives", lambda: storm.got[CLOSED])
+        until(lambda: storm.got[CLOSED], "what is closed arrives")
     assert missing(wire, sniffer)
 
 
@@ -213,10 +214,10 @@ def test_a_time_without_any_lock_is_on_record_and_on_the_sessions_that_were_open
             stopped = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             for command in (*NO_CLSACT, *NO_RULES):
                 sh(*command.split(), netns=net.gateway)
-            until("what is closed arrives", lambda: storm.got[CLOSED])
+            until(lambda: storm.got[CLOSED], "what is closed arrives")
             woken = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        until("it is on record", lambda: len(unguarded(wire)) > known)
-        until("all are back", lambda: all(repairs(wire).get(name, 0) > count for name, count in before.items()))
+        until(lambda: len(unguarded(wire)) > known, "it is on record")
+        until(lambda: all(repairs(wire).get(name, 0) > count for name, count in before.items()), "all are back")
     (said,) = unguarded(wire)[known:]
     assert said["since_boottime_ns"] < stopped < woken < said["until_boottime_ns"] < woken + 10**9
     lasted = said["until_boottime_ns"] - said["since_boottime_ns"]
@@ -227,7 +228,7 @@ def test_a_time_without_any_lock_is_on_record_and_on_the_sessions_that_were_open
     with net.listen() as listener, net.connect(listener.getsockname()[1]) as client, listener.accept()[0] as server:
         client.sendall(b"after")
         assert server.recv(100) == b"after"
-    until("both sessions are over", lambda: {5, 6} <= closed(wire).keys())
+    until(lambda: {5, 6} <= closed(wire).keys(), "both sessions are over")
     first, second = closed(wire)[6], closed(wire)[5]
     assert (first.coverage, first.findings) == (Coverage.PARTIAL, ("unguarded",))
     assert (second.coverage, second.findings) == (Coverage.COMPLETE, ())
@@ -265,13 +266,13 @@ def closed(wire: Wire) -> dict[int, SessionRow]:
 def test_all_locks_removed_at_once_are_back_within_a_blink(net: Net, wire: Wire) -> None:
     before = repairs(wire).get("interlock-restored", 0)
     with Storm(net) as storm:
-        until("traffic flows", lambda: storm.passes(0.1))
+        until(lambda: storm.passes(0.1), "traffic flows")
         with asleep(wire):
             for command in (*NO_CLSACT, *NO_RULES):
                 sh(*command.split(), netns=net.gateway)
-            until("what is closed arrives", lambda: storm.got[CLOSED])
+            until(lambda: storm.got[CLOSED], "what is closed arrives")
         woken = time.monotonic()
-        until("the last lock is back", lambda: repairs(wire).get("interlock-restored", 0) > before)
+        until(lambda: repairs(wire).get("interlock-restored", 0) > before, "the last lock is back")
     window = storm.last[CLOSED] - woken
     print(f"the last unrecorded datagram came {window * 1000:.1f} ms after the wire process could hear of it")
     assert window < 0.2, "who polls each second would need half of one"

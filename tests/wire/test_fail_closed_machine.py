@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from appliance import status
-from tests.wire.net import AGENT, AGENT6, Net, Wire, sh, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, AGENT6, Net, Wire, sh
 from tests.wire.sniffer import UDP, Sniffer
 from tests.wire.storm import CLOSED, RULES, Storm
 from tests.wire.test_fail_closed import GATEWAY, GATEWAY6, faults, given, introduce, missing
@@ -24,7 +25,7 @@ SEGMENTS = "segment_bytes = 2097152\nmax_bytes = 33554432\n"
 
 def leases(wire: Wire) -> None:
     for address, gateway in ((AGENT, GATEWAY), (AGENT6, GATEWAY6)):
-        until("a lease", lambda a=address, g=gateway: introduce(wire, g) and given(wire, a))  # type: ignore[misc]
+        until(lambda a=address, g=gateway: introduce(wire, g) and given(wire, a), "a lease")  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")
@@ -51,46 +52,46 @@ def told(wire: Wire, fault: str, since: int) -> bool:
 def test_a_renamed_interface_is_closed_until_it_has_its_name_again(net: Net, wire: Wire) -> None:
     since = len(wire.events())
     with Sniffer(net.upstream) as sniffer, Storm(net) as storm:
-        until("traffic flows", lambda: storm.passes(0.1))
+        until(lambda: storm.passes(0.1), "traffic flows")
         sh("ip", "link", "set", "agents0", "name", "other0", netns=net.gateway)
-        fault = until("it is named", lambda: faults(wire).get("interface-missing"))
+        fault = until(lambda: faults(wire).get("interface-missing"), "it is named")
         storm.rage(0.2)
-        until("nothing passes", lambda: not storm.passes(0.2))
+        until(lambda: not storm.passes(0.2), "nothing passes")
         sh("ip", "link", "set", "other0", "name", "agents0", netns=net.gateway)
-        until("traffic flows again", lambda: storm.passes(0.2))
+        until(lambda: storm.passes(0.2), "traffic flows again")
     assert "interface agents0: is gone or renamed" in fault
     assert missing(wire, sniffer) == []
     assert storm.got[CLOSED] == 0
-    until("told", lambda: told(wire, "interface-missing", since))
+    until(lambda: told(wire, "interface-missing", since), "told")
 
 
 def test_an_interface_that_is_down_is_named_and_works_when_it_is_up(net: Net, wire: Wire) -> None:
     since = len(wire.events())
     route = ["ip", "-6", "addr", "replace", f"{GATEWAY6}/64", "dev", "agents0", "nodad"]
     with Sniffer(net.upstream) as sniffer, Storm(net) as storm:
-        until("traffic flows", lambda: storm.passes(0.1))
+        until(lambda: storm.passes(0.1), "traffic flows")
         sh("ip", "link", "set", "agents0", "down", netns=net.gateway)
-        until("it is named", lambda: "interface-down" in faults(wire))
+        until(lambda: "interface-down" in faults(wire), "it is named")
         sh("ip", "link", "set", "agents0", "up", netns=net.gateway)
         sh(*route, netns=net.gateway)  # the kernel drops IPv6 addresses of an interface that goes down
-        until("traffic flows again", lambda: storm.passes(0.2))
+        until(lambda: storm.passes(0.2), "traffic flows again")
     assert missing(wire, sniffer) == []
     assert storm.got[CLOSED] == 0
-    until("told", lambda: told(wire, "interface-down", since))
+    until(lambda: told(wire, "interface-down", since), "told")
 
 
 def test_a_lost_address_is_named_and_taken_up_again(net: Net, wire: Wire) -> None:
     since = len(wire.events())
     address = f"{GATEWAY}/24"
     with Sniffer(net.upstream) as sniffer, Storm(net) as storm:
-        until("traffic flows", lambda: storm.passes(0.1))
+        until(lambda: storm.passes(0.1), "traffic flows")
         sh("ip", "addr", "del", address, "dev", "agents0", netns=net.gateway)
-        until("it is named", lambda: "address-missing" in faults(wire))
+        until(lambda: "address-missing" in faults(wire), "it is named")
         sh("ip", "addr", "add", address, "dev", "agents0", netns=net.gateway)
-        until("traffic flows again", lambda: storm.passes(0.2))
+        until(lambda: storm.passes(0.2), "traffic flows again")
     assert missing(wire, sniffer) == []
     assert storm.got[CLOSED] == 0
-    until("told", lambda: told(wire, "address-missing", since))
+    until(lambda: told(wire, "address-missing", since), "told")
 
 
 @contextmanager
@@ -117,7 +118,7 @@ def test_through_an_interface_that_nobody_configured_nothing_passes(net: Net, wi
         Sniffer(net.agent, "eth1") as before,
         Sniffer(net.upstream) as usual,
     ):
-        fault = until("it is named", lambda: faults(wire).get("interface-unknown"))
+        fault = until(lambda: faults(wire).get("interface-unknown"), "it is named")
         # From a configured interface to the new one, from the new one to a configured one, and past both.
         ways = (
             ("10.91.1.1", "eth0", "10.91.4.2"),
@@ -132,28 +133,28 @@ def test_through_an_interface_that_nobody_configured_nothing_passes(net: Net, wi
         sh("bash", "-c", "echo hello > /dev/udp/10.91.3.2/7000", netns=net.upstream)
         sh("ip", "route", "flush", "10.91.2.2/32", netns=net.agent)
         sh("bash", "-c", "echo hello > /dev/udp/10.91.2.2/7000", netns=net.agent)
-        until("what goes the configured way arrives", lambda: usual.seen({AGENT}))
+        until(lambda: usual.seen({AGENT}), "what goes the configured way arrives")
         sh("ip", "route", "flush", "10.91.4.2/32", netns=net.agent)
         sh("ip", "route", "flush", "10.91.3.2/32", netns=net.upstream)
     assert "side3, side4" in fault
     assert [one for one in behind.seen({AGENT, "10.91.3.2"}) if one.protocol == UDP] == []
     assert [one for one in before.seen({"10.91.2.2", "10.91.4.2"}) if one.protocol == UDP] == []
     assert [one for one in usual.seen({"10.91.3.2"}) if one.protocol == UDP] == []
-    until("told", lambda: told(wire, "interface-unknown", since))
+    until(lambda: told(wire, "interface-unknown", since), "told")
 
 
 def test_a_dead_process_and_a_full_ring_let_nothing_unrecorded_pass(net: Net, wire: Wire) -> None:
     with Sniffer(net.upstream) as sniffer, Storm(net) as storm:
-        until("traffic flows", lambda: storm.passes(0.1))
+        until(lambda: storm.passes(0.1), "traffic flows")
         wire.stop(signal.SIGKILL)
         storm.flood()
-        until("nothing passes any more", lambda: not storm.passes(0.3))
+        until(lambda: not storm.passes(0.3), "nothing passes any more")
         assert not status.read(wire.data)["wire"].live
         wire.start()
-        until("traffic flows again", lambda: storm.passes(0.2))
+        until(lambda: storm.passes(0.2), "traffic flows again")
     assert missing(wire, sniffer) == []
     assert storm.got[CLOSED] == 0
-    until("told", lambda: "silent" in wire.events())
+    until(lambda: "silent" in wire.events(), "told")
     assert wire.client.status()["refusals"]["ring-full"] > 0
 
 
@@ -196,17 +197,17 @@ def test_a_full_disk_stalls_traffic_and_is_told_and_goes_on_when_there_is_room(n
     wire = tight
     leases(wire)
     with Sniffer(net.upstream) as sniffer, Storm(net) as storm:
-        until("traffic flows", lambda: storm.passes(0.1))
+        until(lambda: storm.passes(0.1), "traffic flows")
         made = fill(wire)
         storm.flood()
-        until("it is named", lambda: "journal-stalled" in status.read(wire.data)["wire"].faults)
-        until("nothing passes any more", lambda: not storm.passes(0.3))
+        until(lambda: "journal-stalled" in status.read(wire.data)["wire"].faults, "it is named")
+        until(lambda: not storm.passes(0.3), "nothing passes any more")
         assert wire.process is not None
         assert wire.process.poll() is None, wire.log.read_text()
         for path in made:
             path.unlink()
-        until("it goes on", lambda: not wire.client.status()["journal"]["stalled"])
-        until("traffic flows again", lambda: storm.passes(0.3))
+        until(lambda: not wire.client.status()["journal"]["stalled"], "it goes on")
+        until(lambda: storm.passes(0.3), "traffic flows again")
     assert missing(wire, sniffer) == []
     assert storm.got[CLOSED] == 0
-    until("told", lambda: {"journal-stalled", "journal-resumed"} <= set(wire.events()))
+    until(lambda: {"journal-stalled", "journal-resumed"} <= set(wire.events()), "told")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.wire.net import Net, Wire, sh, until
+from tests.lab.wait import until
+from tests.wire.net import Net, Wire, sh
 from tests.wire.test_daemon import connection, exchange, lease
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces, BPF and nftables")
@@ -35,13 +36,13 @@ def test_the_disk_is_named_and_leases_are_saved_again_without_another_one(net: N
     try:
         id = lease(wire.start())
         fill(ballast)
-        stalled = until("it is named", lambda: wire.client.status()["faults"].get("journal-stalled"))
+        stalled = until(lambda: wire.client.status()["faults"].get("journal-stalled"), "it is named")
         assert "the disk has " in stalled
         assert stalled.endswith("free disk space")
         wire.client.revoke(id)
-        until("it is named", lambda: "leases-unsaved" in wire.client.status()["faults"])
+        until(lambda: "leases-unsaved" in wire.client.status()["faults"], "it is named")
         ballast.unlink()
-        until("all is well", lambda: not wire.client.status()["faults"])
+        until(lambda: not wire.client.status()["faults"], "all is well")
         assert b'"leases":[]' in (wire.data / "state" / "leases.json").read_bytes()
         lease(wire)
         with connection(net) as (agent, upstream, _):

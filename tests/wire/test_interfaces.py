@@ -12,7 +12,8 @@ from appliance.wire import bpf, filters
 from appliance.wire.abi import Role
 from appliance.wire.filters import ARRIVAL, Filter
 from appliance.wire.interfaces import Guarded, Interfaces, interface_index, roles
-from tests.wire.net import AGENT, AGENT6, UPSTREAM, Net, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, AGENT6, UPSTREAM, Net, inside, sh
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces")
 PASS = bytes.fromhex("b700000000000000 9500000000000000")  # r0 = 0; exit
@@ -80,14 +81,14 @@ def test_changes_are_news_and_an_interface_made_anew_is_told_and_attached(net: N
             assert found.guard(ours) == Guarded([], both, both, {})
             assert attached() == ["agents0", "upstream0"]
             before = found.agents["agents0"]
-            until("no more news", lambda: not found.news())
+            until(lambda: not found.news(), "no more news")
             sh("ip", "link", "del", "agents0")
             assert select.select([found], [], [], 5)[0]
             assert found.news()
             assert found.refresh() == []
             assert found.agents == {}
             net.wire_up(net.agent, "agents0", 1)
-            until("news", found.news)
+            until(found.news, "news")
             assert found.refresh() == ["agents0"]
             assert found.agents == {"agents0": interface_index("agents0")}
             assert found.agents["agents0"] != before
@@ -164,12 +165,12 @@ def test_what_is_wrong_with_interfaces_has_a_name_while_it_lasts(
             return {name for name, _ in found.faults()}
 
         try:
-            until("all is well", lambda: not named())  # a carrier comes a moment after its interface
+            until(lambda: not named(), "all is well")  # a carrier comes a moment after its interface
             sh("ip", *change)
-            until(fault, lambda: fault in named())
+            until(lambda: fault in named(), fault)
             assert all("; " in text for _, text in found.faults()), "each text ends with a remedy"
             sh("ip", *back)
-            until("nothing is wrong any more", lambda: named() == set())
+            until(lambda: named() == set(), "nothing is wrong any more")
         finally:
             found.close()
 

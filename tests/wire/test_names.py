@@ -20,7 +20,8 @@ from appliance.wire.abi import Kind, Lane, Reason, RuleKey, RuleValue, unpack_ad
 from appliance.wire.names import GRACE, LONGEST, SECOND, SHORTEST, Names, named_rules
 from appliance.wire.naming import Answer
 from appliance.wire.ring import Ring
-from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Net, Wire, inside, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Net, Wire, inside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces, BPF and nftables")
 ANN = Identity(issuer="https://idp.example", subject="ann", client="agent")
@@ -218,7 +219,7 @@ def test_an_agent_reaches_what_it_looked_up(net: Net, wire: Wire, resolver: dict
         ask(net, "www.example.com")
         with net.connect(port, address), closing(listener.accept()[0]):
             pass
-    until("it is on record", lambda: learnt(wire) == 1 + (address == UPSTREAM6))
+    until(lambda: learnt(wire) == 1 + (address == UPSTREAM6), "it is on record")
     reasons = {record.reason for record, _ in wire.records() if record.kind == Kind.REFUSAL}
     assert reasons == {Reason.NO_NAME}
 
@@ -238,6 +239,6 @@ def test_a_host_may_be_refused(net: Net, wire: Wire, resolver: dict[str, list[st
     resolver["bad.example.com"] = ["203.0.113.9"]
     before = learnt(wire)
     ask(net, "bad.example.com")
-    until("it is learnt", lambda: learnt(wire) > before)
+    until(lambda: learnt(wire) > before, "it is learnt")
     with pytest.raises(ConnectionRefusedError):
         net.connect(80, "203.0.113.9")

@@ -13,7 +13,8 @@ import pytest
 
 from appliance.errors import Unavailable
 from appliance.wire.neighbours import Neighbours
-from tests.wire.net import CLONE_NEWNET, Net, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import CLONE_NEWNET, Net, inside, sh
 
 HERE, THERE, HERE6, THERE6 = "10.91.1.1", "10.91.1.2", "fd91:1::1", "fd91:1::2"
 
@@ -70,7 +71,7 @@ def test_networks_are_those_of_the_routes_and_follow_them(net: Net, neighbours: 
     sh("ip", "route", "add", "10.99.0.0/16", "via", THERE, netns=net.gateway)
     sh("ip", "route", "add", "default", "via", "10.91.2.2", netns=net.gateway)
     try:
-        found = until("the news", lambda: n if ip_network("10.99.0.0/16") in (n := neighbours.networks()) else None)
+        found = until(lambda: n if ip_network("10.99.0.0/16") in (n := neighbours.networks()) else None, "the news")
         assert (found[ip_network("10.99.0.0/16")], found[ip_network("0.0.0.0/0")]) == (agents, upstream)
     finally:
         sh("ip", "route", "del", "10.99.0.0/16", netns=net.gateway)
@@ -92,7 +93,7 @@ def test_the_link_layer_address_of_who_has_spoken(net: Net, neighbours: Resident
         except Unavailable:
             return None
 
-    assert until("both are known", both) == [mac, mac]
+    assert until(both, "both are known") == [mac, mac]
 
 
 def test_who_is_behind_a_router_has_none(net: Net, neighbours: Resident) -> None:
@@ -192,10 +193,10 @@ def test_routes_over_several_hops_lead_to_the_interface_that_they_share(net: Net
         for to, hops in many.items():
             sh("ip", "route", "add", to, *(word for hop in hops for word in ("nexthop", "via", hop)), netns=net.gateway)
         last = ip_network("fd96::/32")
-        found = until("the news", lambda: n if last in (n := neighbours.networks()) else None)
+        found = until(lambda: n if last in (n := neighbours.networks()) else None, "the news")
         assert [found[ip_network(to)] for to in many] == [agents, agents, 0, 0]
         sh("ip", "link", "set", "upstream0", "down", netns=net.gateway)
-        until("the hop is gone", lambda: neighbours.networks()[ip_network("10.96.0.0/16")] == agents)
+        until(lambda: neighbours.networks()[ip_network("10.96.0.0/16")] == agents, "the hop is gone")
     finally:
         net.remove()
         net.create()
@@ -215,10 +216,10 @@ def test_routes_that_go_with_a_link_are_forgotten(net: Net, neighbours: Resident
     sh("ip", "link", "set", "v4only0", "up", netns=net.gateway)
     there = ip_network("10.95.0.0/24")
     try:
-        until("the route is there", lambda: there in neighbours.networks())
-        until("that was all", lambda: neighbours.networks() is neighbours.networks())
+        until(lambda: there in neighbours.networks(), "the route is there")
+        until(lambda: neighbours.networks() is neighbours.networks(), "that was all")
         sh("ip", "link", "set", "v4only0", "down", netns=net.gateway)
-        until("the route is gone", lambda: there not in neighbours.networks(), 5)
+        until(lambda: there not in neighbours.networks(), "the route is gone", 5)
     finally:
         sh("ip", "link", "del", "v4only0", netns=net.gateway)
 
@@ -227,7 +228,7 @@ def test_after_news_the_routes_are_read_twice(net: Net, neighbours: Resident) ->
     """The kernel tells of a link that goes down before it takes the routes away."""
     first = neighbours.networks()
     sh("ip", "link", "set", "upstream0", "txqueuelen", "999", netns=net.gateway)
-    second = until("the news", lambda: n if (n := neighbours.networks()) is not first else None)
+    second = until(lambda: n if (n := neighbours.networks()) is not first else None, "the news")
     third = neighbours.networks()
     assert third is not second
     assert neighbours.networks() is third

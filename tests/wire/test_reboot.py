@@ -18,7 +18,8 @@ from appliance.journal import FrameKind
 from appliance.model import Ending, EventRow, SessionRow
 from appliance.wire import former
 from appliance.wire.abi import Side
-from tests.wire.net import ROOT, Net, Wire, sh, until
+from tests.lab.wait import until
+from tests.wire.net import ROOT, Net, Wire, sh
 from tests.wire.test_daemon import connection, exchange, lease
 from tests.wire.test_upgrade import assembled
 
@@ -67,7 +68,7 @@ def test_a_reboot_is_told_with_its_bounds_and_interrupts_what_was_open(machine: 
     lease(machine.start())
     with connection(machine.net) as (agent, upstream, port):
         assert exchange(agent, upstream, b"journaled")
-        until("journaled", lambda: machine.stream(port, Side.CLIENT) == b"journaled")
+        until(lambda: machine.stream(port, Side.CLIENT) == b"journaled", "journaled")
         machine.stop(signal.SIGKILL)
         assert exchange(agent, upstream, b" and lost with the ring")
         vanish(machine)
@@ -78,8 +79,8 @@ def test_a_reboot_is_told_with_its_bounds_and_interrupts_what_was_open(machine: 
         lease(machine)  # those of the boot before are not trusted with times of this one, or were restored
         assert exchange(agent, upstream, b" after the reboot")
     until(
-        "journaled",
         lambda: b" after the reboot" in b"".join(f.payload for f in machine.frames() if f.kind is FrameKind.SPAN),
+        "journaled",
     )
     rows = assembled(machine)
     (event,) = [row for row in rows if isinstance(row, EventRow) and row.kind == "rebooted"]
@@ -103,10 +104,10 @@ def test_of_two_that_start_at_once_one_runs(machine: Machine) -> None:
     with machine.log.open("ab") as log:
         both = [subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) for command in commands]
     try:
-        until("one of them gives up", lambda: [one for one in both if one.poll() is not None], 60)
+        until(lambda: [one for one in both if one.poll() is not None], "one of them gives up", 60)
         (runs,) = [one for one in both if one.poll() is None]
         machine.process = runs
-        until("the other one answers", machine.answers, 60)
+        until(machine.answers, "the other one answers", 60)
         assert "another process has this machine's interfaces" in machine.log.read_text()
         assert [f.kind for f in machine.frames()].count(FrameKind.OPEN) == 1
         text = sh("tc", "filter", "show", "dev", "agents0", "ingress", netns=machine.net.gateway)

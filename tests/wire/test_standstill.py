@@ -12,7 +12,8 @@ import pytest
 from appliance.identity.leases import Now
 from appliance.journal import FrameKind
 from appliance.wire.standstill import Standstill
-from tests.wire.net import Net, Wire, until
+from tests.lab.wait import until
+from tests.wire.net import Net, Wire
 from tests.wire.test_daemon import connection, exchange, lease
 
 S = 1_000_000_000
@@ -41,17 +42,17 @@ def test_a_process_that_was_stopped_tells_since_when_and_what_the_ring_held(net:
         lease(wire.start())
         with connection(net) as (agent, upstream, _):
             assert exchange(agent, upstream)
-            until("the ring is drained", lambda: wire.client.status()["ring"]["fill"] == 0)
+            until(lambda: wire.client.status()["ring"]["fill"] == 0, "the ring is drained")
             assert wire.process is not None
             before = time.time_ns()
             wire.process.send_signal(signal.SIGSTOP)
             try:
                 assert exchange(agent, upstream, b"unheard for a while")
-                until("it is long", lambda: time.time_ns() - before > 2.5 * S)
+                until(lambda: time.time_ns() - before > 2.5 * S, "it is long")
             finally:
                 woken = time.time_ns()
                 wire.process.send_signal(signal.SIGCONT)
-            until("it is told", lambda: "wire-stood-still" in wire.events())
+            until(lambda: "wire-stood-still" in wire.events(), "it is told")
         said = [json.loads(frame.payload) for frame in wire.frames() if frame.kind is FrameKind.EVENT]
         (event,) = [event for event in said if event["kind"] == "wire-stood-still"]
         assert before - S < event["from_ns"] < before + S

@@ -15,7 +15,8 @@ from appliance.identity.leases import LeaseUnknown
 from appliance.model import Identity
 from appliance.wire import bpf
 from appliance.wire.abi import Flow, FlowEnd, FlowKey, Kind, Lane, Reason, Record, pack_address, unpack_address
-from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Net, Wire, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, AGENT6, UPSTREAM, UPSTREAM6, Net, Wire, inside, sh
 from tests.wire.relaying import Relay
 from tests.wire.sniffer import Sniffer
 
@@ -138,7 +139,7 @@ def test_the_relay_gets_the_connection_and_the_address_that_was_meant(
                 if record.kind == Kind.FLOW_END and record.source_port == here[1]
             ]
 
-        (last,) = until("the flow's end is on record", end)
+        (last,) = until(end, "the flow's end is on record")
         assert (last.end, last.lane, last.lease) == (FlowEnd.FIN, Lane.RELAY, lease)
         for one in (last.client, last.server):  # with SYN and FIN
             assert one.next - one.isn & 0xFFFFFFFF == one.acked - one.isn & 0xFFFFFFFF == len(text) + 7
@@ -162,7 +163,7 @@ def test_without_a_relay_nothing_answers_and_the_next_syn_finds_the_one_that_cam
 
     with Sniffer(net.upstream) as sniffer, Sniffer(net.agent) as answers, inside(net.agent, connect) as sock:
         here = sock.getsockname()[1]
-        until("the refusal is on record", lambda: len(refused(wire, Reason.RELAY)) > before)
+        until(lambda: len(refused(wire, Reason.RELAY)) > before, "the refusal is on record")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         assert not [key for key, _ in flows(wire) if key.source_port == here], "it never was a flow"
         assert not answers.seen((server,))
@@ -212,14 +213,14 @@ def test_an_end_of_the_lease_cuts_both_directions_at_once(net: Net, wire: Wire, 
     assert wire.process is not None
     with net.connect(PORT, NOWHERE) as sock, Sniffer(net.upstream) as sniffer, Sniffer(net.agent) as heard:
         assert echo(sock, b"hello") == b"hello"
-        before = until("acknowledged", lambda: settled(wire, sock))
+        before = until(lambda: settled(wire, sock), "acknowledged")
         wire.process.send_signal(signal.SIGSTOP)
         try:
             with pinned(wire, "leases") as leases:
                 assert leases.delete(pack_address(AGENT))
             relay.do("shout")
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
-                until("it is reset", lambda: not echo(sock, b"still there?"))
+                until(lambda: not echo(sock, b"still there?"), "it is reset")
             after = flow_of(wire, sock)
         finally:
             wire.process.send_signal(signal.SIGCONT)
@@ -228,7 +229,7 @@ def test_an_end_of_the_lease_cuts_both_directions_at_once(net: Net, wire: Wire, 
     assert before.start == after.start
     assert heard.has(b"hello")
     assert not heard.has(b"unasked")
-    until("the refusal is on record", lambda: refused(wire, Reason.NO_LEASE))
+    until(lambda: refused(wire, Reason.NO_LEASE), "the refusal is on record")
     assert not sniffer.seen((AGENT, NOWHERE)), "the server never heard of the connection, nor does it of its end"
 
 
@@ -239,7 +240,7 @@ def test_a_waiting_agent_is_told_of_the_end_of_its_lease(net: Net, wire: Wire, r
             wire.client.revoke(next(lease.id for lease in wire.client.list() if lease.address == AGENT))
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
-            until("the look is over", lambda: wire.client.status()["flows"] == 0)
+            until(lambda: wire.client.status()["flows"] == 0, "the look is over")
     packets = [packet for packet in sniffer.packets if socket.inet_aton(AGENT) in packet[:20]]
     assert not packets, "resets included: the server never heard of the connection"
 
@@ -306,13 +307,13 @@ def test_relays_share_new_connections(net: Net, wire: Wire, relay: Relay) -> Non
 def test_a_relay_that_died_is_left_out_at_once_and_told_of(net: Net, wire: Wire, relay: Relay) -> None:
     with Relay(net, wire.bpffs) as other:
         other.do("register")
-        until("both serve", lambda: wire.client.status()["relays"] == 2)
+        until(lambda: wire.client.status()["relays"] == 2, "both serve")
         before = wire.events().count("relay-gone")
         other.kill()
         for _ in range(10):
             with net.connect(PORT, NOWHERE, timeout=0.9) as sock:  # sooner than a SYN is sent again
                 assert echo(sock, b"x") == b"x"
-    until("it is on record", lambda: wire.events().count("relay-gone") > before)
+    until(lambda: wire.events().count("relay-gone") > before, "it is on record")
     assert wire.client.status()["relays"] == 1
 
 
@@ -332,7 +333,7 @@ def test_the_connections_of_a_relay_that_died_are_reset(net: Net, wire: Wire) ->
             finally:
                 sh("nft", "delete table inet vb", netns=net.gateway)
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
-                until("it is reset", lambda: not echo(sock, b"anybody?"))
+                until(lambda: not echo(sock, b"anybody?"), "it is reset")
 
 
 def test_the_explicit_proxy(net: Net, wire: Wire) -> None:
@@ -373,7 +374,7 @@ def test_other_rules_and_tables_stay_and_ours_come_back(net: Net, wire: Wire, re
             if command[-1] == "flush":
                 for table, priority in (("main", "32766"), ("default", "32767")):
                     sh("ip", "rule", "add", "lookup", table, "priority", priority, netns=net.gateway)
-            until("it is put back", partial(restored, wire, before))
+            until(partial(restored, wire, before), "it is put back")
         for server in (NOWHERE, NOWHERE6):
             with net.connect(PORT, server) as sock:
                 assert echo(sock, b"x") == b"x"
@@ -399,7 +400,7 @@ def test_nothing_steered_leaves_when_the_way_to_the_relay_is_gone(net: Net, wire
             complain(net, sock)  # without a socket of its own, which the kernel would not forward anyway
         finally:
             wire.process.send_signal(signal.SIGCONT)
-        until("it works again", lambda: works(net, NOWHERE))
+        until(lambda: works(net, NOWHERE), "it works again")
     assert not sniffer.seen((AGENT, AGENT6, NOWHERE))
 
 

@@ -15,7 +15,8 @@ from appliance.journal import FrameKind
 from appliance.model import Coverage, EventRow, SessionRow
 from appliance.wire import bpf, former, teardown
 from appliance.wire.abi import Side
-from tests.wire.net import AGENT, ROOT, Net, Wire, sh, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, ROOT, Net, Wire, sh
 from tests.wire.test_daemon import connection, exchange, lease
 from tests.wire.test_upgrade import assembled
 
@@ -305,4 +306,4 @@ def test_an_open_gateway_needs_no_leave_when_forwarding_is_off(net: Net, wire: W
     finally:
         sh("sysctl", "-qw", *(f"{name}=1" for name in switches), netns=net.gateway)
     assert told(wire, "torn-down")[0]["forwarding"] == []
-    until("it is open", lambda: not is_closed(net))
+    until(lambda: not is_closed(net), "it is open")

@@ -16,7 +16,8 @@ from appliance.journal import FrameKind
 from appliance.wire import bpf
 from appliance.wire.abi import COUNTER_COUNT, Counter, Kind, Reason
 from appliance.wire.untold import Untold
-from tests.wire.net import AGENT, UPSTREAM, Net, Wire, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import AGENT, UPSTREAM, Net, Wire, inside, sh
 from tests.wire.test_daemon import lease
 from tests.wire.test_fail_closed import introduce
 
@@ -80,7 +81,7 @@ def knock(wire: Wire, number: int) -> None:
         for last in range(ROUND):
             packet = IP(src=f"10.91.1.{10 + last}", dst=UPSTREAM) / UDP(sport=9, dport=1000 + number)
             sock.sendto(bytes(packet), (UPSTREAM, 0))
-    until("all were refused", lambda: refused(wire) == before + ROUND)
+    until(lambda: refused(wire) == before + ROUND, "all were refused")
 
 
 def refused(wire: Wire) -> int:
@@ -109,11 +110,11 @@ def test_restarts_forget_no_refused_packet(wire: Wire) -> None:
     assert wire.events()[-1] == "wire-stopped"
     knock(wire, 1)  # nobody runs
     wire.start()
-    until("told", lambda: told(wire) == refused(wire))
+    until(lambda: told(wire) == refused(wire), "told")
     knock(wire, 2)
     wire.stop(signal.SIGKILL)
     wire.start()
-    until("told", lambda: told(wire) == refused(wire))
+    until(lambda: told(wire) == refused(wire), "told")
     assert refused(wire) == 3 * ROUND
 
 
@@ -130,11 +131,11 @@ def test_a_neighbour_that_cannot_be_held_holds_up_no_telling(wire: Wire) -> None
             return lease(wire)
         return ""
 
-    id = until("a lease", given)
+    id = until(given, "a lease")
     pin = ("lladdr", "02:00:00:00:00:99", "dev", "agents0", "nud", "permanent", "protocol", "static")
     sh("ip", "neigh", "replace", AGENT, *pin, netns=gateway)
     knock(wire, 0)
-    until("told", lambda: told(wire) == refused(wire))
-    until("the conflict is named", lambda: f"address {AGENT}: its host is at" in wire.log.read_text())
+    until(lambda: told(wire) == refused(wire), "told")
+    until(lambda: f"address {AGENT}: its host is at" in wire.log.read_text(), "the conflict is named")
     wire.client.revoke(id)
     assert f"{AGENT} lladdr {pin[1]} PERMANENT" in sh("ip", "neigh", "show", "dev", "agents0", netns=gateway)

@@ -21,7 +21,8 @@ from appliance.model import EventRow, Row
 from appliance.session.assembler import Assembler
 from appliance.wire import former, loader, program
 from appliance.wire.abi import ABI, Kind, Side
-from tests.wire.net import UPSTREAM, Net, Wire, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import UPSTREAM, Net, Wire, inside, sh
 from tests.wire.test_daemon import connection, exchange, lease
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces, BPF and nftables")
@@ -101,7 +102,7 @@ class Datagrams:
     def __enter__(self) -> "Datagrams":
         for thread in self._threads:
             thread.start()
-        until("datagrams arrive", lambda: len(self.got) > 20)
+        until(lambda: len(self.got) > 20, "datagrams arrive")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -159,11 +160,11 @@ def test_a_new_program_over_the_old_one_leaves_no_instant_unrecorded(
         assert before != after
         assert exchange(agent, upstream, data)
         seen = len(datagrams.got)
-        until("more datagrams", lambda: len(datagrams.got) > seen + 100)
+        until(lambda: len(datagrams.got) > seen + 100, "more datagrams")
     assert datagrams.got == list(range(datagrams.sent))
-    until("journaled", lambda: len(recorded(wire, datagrams.port)) >= datagrams.sent)
+    until(lambda: len(recorded(wire, datagrams.port)) >= datagrams.sent, "journaled")
     assert recorded(wire, datagrams.port) == datagrams.got
-    until("journaled", lambda: sha256(wire.stream(port, Side.CLIENT)).digest() == sha256(3 * data).digest())
+    until(lambda: sha256(wire.stream(port, Side.CLIENT)).digest() == sha256(3 * data).digest(), "journaled")
     assert not {"ring-replaced", "ring-created"} & set(wire.events()[1:])
 
 
@@ -178,8 +179,8 @@ def test_a_ring_of_another_size_takes_over_and_the_former_one_is_drained_first(w
         wire.start()
         assert exchange(agent, upstream, after)
         seen = len(datagrams.got)
-        until("more datagrams", lambda: len(datagrams.got) > seen + 100)
-    until("journaled", lambda: wire.stream(port, Side.CLIENT) == before + meanwhile + after)
+        until(lambda: len(datagrams.got) > seen + 100, "more datagrams")
+    until(lambda: wire.stream(port, Side.CLIENT) == before + meanwhile + after, "journaled")
     assert datagrams.got == list(range(datagrams.sent))
     assert sorted(recorded(wire, datagrams.port)) == datagrams.got
     assert "ring-replaced" in wire.events()
@@ -202,10 +203,10 @@ def test_records_of_another_version_are_kept_and_the_gap_is_told(wire: Release, 
         payloads = b"".join(frame.payload for frame in wire.frames() if frame.kind is FrameKind.SPAN)
         assert b"left in the ring by the old release" in payloads
         until(
-            "journaled",
             lambda: (
                 b"recorded by the new release" in b"".join(f.payload for f in wire.frames() if f.kind is FrameKind.SPAN)
             ),
+            "journaled",
         )
     said = next(
         json.loads(f.payload) for f in wire.frames() if f.kind is FrameKind.EVENT and b"ring-replaced" in f.payload
@@ -231,7 +232,7 @@ def test_a_start_that_dies_before_the_former_ring_is_drained_loses_nothing(wire:
         assert exchange(agent, upstream, b", and more")
         wire.start()
         assert exchange(agent, upstream, b" by the next")
-    until("journaled", lambda: wire.stream(port, Side.CLIENT) == b"left in the ring, and more by the next")
+    until(lambda: wire.stream(port, Side.CLIENT) == b"left in the ring, and more by the next", "journaled")
 
 
 def assembled(wire: Wire) -> list[Row]:

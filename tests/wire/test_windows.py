@@ -17,7 +17,8 @@ from scapy.layers.inet import IP, TCP
 from appliance.wire import abi, bpf
 from appliance.wire.resets import Sender
 from appliance.wire.windows import STEP, Reopener, reopening
-from tests.wire.net import PROGRAM, UPSTREAM, UPSTREAM6, Net, Wire, inside, sh, until
+from tests.lab.wait import until
+from tests.wire.net import PROGRAM, UPSTREAM, UPSTREAM6, Net, Wire, inside, sh
 
 LEVEL = 1000
 STANDSTILL = 4.0  # seconds; without help a sender tries again at 0.2, 0.6, 1.4, 3, and then at 6.2
@@ -238,14 +239,14 @@ def test_a_flow_goes_on_at_once_when_the_reader_does(net: Net, tmp_path: Path, s
             client.settimeout(60)
             sender = threading.Thread(target=send, args=(client,))
             sender.start()
-            until("the flow is under way", lambda: sink.taken > 20 * 2**20, 30)
+            until(lambda: sink.taken > 20 * 2**20, "the flow is under way", 30)
             assert wire.process is not None
             wire.process.send_signal(signal.SIGSTOP)
             time.sleep(STANDSTILL)  # it is time that is tried here
-            until("the flow stands still", lambda: _stands(sink), 30)
+            until(lambda: _stands(sink), "the flow stands still", 30)
             stuck, begun = sink.taken, time.monotonic()
             wire.process.send_signal(signal.SIGCONT)
-            until("it goes on", lambda: sink.taken > stuck + 8 * 2**20, 30)
+            until(lambda: sink.taken > stuck + 8 * 2**20, "it goes on", 30)
             took = time.monotonic() - begun
             going.clear()
             sender.join(30)

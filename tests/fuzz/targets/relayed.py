@@ -23,7 +23,7 @@ from appliance.session.relayed import RelayAssembler
 from appliance.store import rows as store
 from tests.fuzz.script import Script
 from tests.fuzz.targets import Target
-from tests.fuzz.targets.sessions import MAX_HELD, SAYINGS, ranges
+from tests.fuzz.targets.sessions import MAX_HELD, content, ranges
 from tests.session.relaying import ALICE, leg
 from tests.session.test_state import decoded, encoded
 from tests.session.traffic import MS, STREAM, T0, Recorded
@@ -56,10 +56,10 @@ class Relay:
         at = self._at[which]
         self._time += script.byte() * MS
         if op < 7:
-            content = self._content()
+            said = content(script)
             offset = at[side] if op else max(0, at[side] + script.byte() - 128)
-            at[side] = max(at[side], offset + len(content))
-            return self._record(RelayedKind.DATA, side, which, content, offset)
+            at[side] = max(at[side], offset + len(said))
+            return self._record(RelayedKind.DATA, side, which, said, offset)
         if op == 7:
             self._at[which] = [0, 0]
             return self._record(RelayedKind.OPEN, 0, which, self._opening())
@@ -69,8 +69,8 @@ class Relay:
             return self._record(RelayedKind.EOF, side, which, b"", at[side] + (script.byte() if script.flag() else 0))
         if op == 12:
             legs: dict[str, Any] = {"agent": leg(at[0], script.byte()), "upstream": None if script.flag() else leg(9)}
-            said = {"ending": ("fin", "rst", "open", "x")[script.below(4)], "reason": "r", "legs": legs}
-            return self._record(RelayedKind.CLOSE, 0, which, json.dumps(said).encode())
+            closing = {"ending": ("fin", "rst", "open", "x")[script.below(4)], "reason": "r", "legs": legs}
+            return self._record(RelayedKind.CLOSE, 0, which, json.dumps(closing).encode())
         if op == 13:
             return self._frame()
         kind = RelayedKind(1 + script.below(5))
@@ -85,13 +85,6 @@ class Relay:
             body = bytes(masked[: len(body)])
         self._time += kind is RelayedKind.OPEN  # no two flows of a number begin at the same moment
         return encode(kind, side, flow, T0 + self._time, offset, body)
-
-    def _content(self) -> bytes:
-        script = self._script
-        choice = script.byte()
-        if choice < 128:
-            return SAYINGS[choice % len(SAYINGS)]
-        return script.piece(120) if choice < 200 else SAYINGS[choice % len(SAYINGS)][: script.below(64)]
 
     def _opening(self) -> bytes:
         said = {"node": "gw", "client_address": "10.0.0.2", "client_port": self._script.byte(), "identity": ALICE}

@@ -52,6 +52,14 @@ Said = tuple[FrameKind, bytes]
 Item = bytes | Said | Damage  # a record with its bytes; a frame of another kind; a hole in the journal
 
 
+def content(script: Script) -> bytes:
+    """What protocols say, whole or cut, or anything."""
+    choice = script.byte()
+    if choice < 128:
+        return SAYINGS[choice % len(SAYINGS)]
+    return script.piece(120) if choice < 200 else SAYINGS[choice % len(SAYINGS)][: script.below(64)]
+
+
 class Traffic:
     """Turns operations into records."""
 
@@ -78,11 +86,11 @@ class Traffic:
         peer, at = self._peers[which], self._at[which]
         self._time += (script.byte() << script.below(28)) * 1000
         if op < 6:
-            content = self._content()
+            said = content(script)
             shift = (script.byte() - 128) if op == 5 else 0
             place = max(0, at[side] + shift)
-            yield peer.packet(side, ACK, place, content, acked=at[1 - side], time=self._time)
-            at[side] = max(at[side], place + len(content)) if op != 4 else at[side]
+            yield peer.packet(side, ACK, place, said, acked=at[1 - side], time=self._time)
+            at[side] = max(at[side], place + len(said)) if op != 4 else at[side]
         elif op == 6:
             flags = script.byte() & 0x3F
             acked = None if script.flag() else max(0, at[1 - side] + script.byte() - 128)
@@ -96,7 +104,7 @@ class Traffic:
             yield from peer.goodbye(at[0], at[1], self._time)
         elif op == 9:
             ends = ((HOSTS[0], 5353), (HOSTS[1 + script.below(2)], 53))
-            yield udp(*(ends if side == 0 else ends[::-1]), self._content(), time=self._time)
+            yield udp(*(ends if side == 0 else ends[::-1]), content(script), time=self._time)
         elif op == 10:
             yield self._fragment(side)
         elif op == 11:
@@ -104,18 +112,11 @@ class Traffic:
         elif op == 12:
             yield self._without_packet(peer, side)
         elif op == 13:
-            yield peer.packet(side, ACK, at[side], self._content(), acked=0, time=self._time, cut=script.byte())
+            yield peer.packet(side, ACK, at[side], content(script), acked=0, time=self._time, cut=script.byte())
         elif op == 14:
             yield self._frame()
         else:
             yield self._any(peer)
-
-    def _content(self) -> bytes:
-        script = self._script
-        choice = script.byte()
-        if choice < 128:
-            return SAYINGS[choice % len(SAYINGS)]
-        return script.piece(120) if choice < 200 else SAYINGS[choice % len(SAYINGS)][: script.below(64)]
 
     def _fragment(self, side: int) -> bytes:
         script = self._script

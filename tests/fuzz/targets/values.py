@@ -9,7 +9,8 @@ be stored and is in proportion to the bytes.
 import struct
 from typing import Final
 
-from appliance.dissect.postgres_types import CODECS, DECODERS, MAX_PADDING, type_name, value
+from appliance.dissect.postgres_charsets import CODECS
+from appliance.dissect.postgres_types import DECODERS, MAX_PADDING, type_name, value
 from appliance.dissect.sql_text import hexadecimal
 from tests.fuzz.script import Script
 from tests.fuzz.targets import Target

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
+from tests.lab import nginx
 from tests.lab.pki import Pki
 from tests.lab.services.base import Opening, Service
 
@@ -11,24 +12,6 @@ EXPIRED, MISNAMED, UNTRUSTED = 8001, 8002, 8003  # wrong certificates
 CLIENT_CERTIFICATE = 8004  # wants one of the lab's authority, and answers with its subject
 PORTS = (TLS13, TLS12, EXPIRED, MISNAMED, UNTRUSTED, CLIENT_CERTIFICATE)
 
-CONFIG = """
-user www-data;
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log stderr warn;
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    ssl_session_cache shared:lab:1m;
-{servers}
-}}
-"""
 SERVER = """
     server {{
         listen {v4}:{port} ssl;
@@ -64,9 +47,8 @@ class Tls(Service):
             SERVER.format(v4=v4, v6=v6, port=port, certificate=certificate, key=key, more=more)
             for port, (certificate, key, more) in shown.items()
         )
-        config = self.folder / "nginx.conf"
-        config.write_text(CONFIG.format(folder=self.folder, servers=servers))
-        self.processes.append(self.host.popen(["nginx", "-p", self.folder, "-c", config, "-e", "stderr"]))
+        http = f"    ssl_session_cache shared:lab:1m;\n{servers}"
+        self.processes.append(self.host.popen(nginx.command(self.folder, http)))
 
     def ready(self) -> bool:
         return self.listening(*PORTS)

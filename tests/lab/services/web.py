@@ -7,30 +7,18 @@ import json
 import socket
 from typing import ClassVar
 
+from tests.lab import nginx
 from tests.lab.net import PYTHON
 from tests.lab.services.base import Opening, Service
 
 DOWNLOAD_BYTES = 3 * 2**20 + 1
 APP_PORT = 8000
 
-CONFIG = """
-user www-data;
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log stderr warn;
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
+HTTP = """
     server_tokens off;
     keepalive_requests 1000000;
     default_type application/octet-stream;
     types {{ text/html html; text/plain txt; application/json json; }}
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
     client_max_body_size 16m;
     gzip on;
     gzip_types text/plain application/json;
@@ -54,7 +42,6 @@ http {{
         }}
         location = /old {{ return 301 /index.html; }}
     }}
-}}
 """
 
 
@@ -77,14 +64,11 @@ class Web(Service):
         (files / "download.bin").write_bytes(self.download)
         certificate, key = self.site.pki.issue(self.fqdn, self.addresses)
         v4, v6 = self.addresses
-        config = self.folder / "nginx.conf"
-        config.write_text(
-            CONFIG.format(
-                folder=self.folder, v4=v4, v6=v6, name=self.fqdn, certificate=certificate, key=key, app=APP_PORT
-            )
+        http = HTTP.format(
+            folder=self.folder, v4=v4, v6=v6, name=self.fqdn, certificate=certificate, key=key, app=APP_PORT
         )
         self.processes.append(self.host.popen([PYTHON, "-m", "tests.lab.services.app", str(APP_PORT), v4, v6]))
-        self.processes.append(self.host.popen(["nginx", "-p", self.folder, "-c", config, "-e", "stderr"]))
+        self.processes.append(self.host.popen(nginx.command(self.folder, http)))
 
     def ready(self) -> bool:
         return self.listening(80, 443, 8080) and self.host.call(self._app_listens)

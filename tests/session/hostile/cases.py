@@ -25,7 +25,6 @@ urgent byte), `uncompared` (texts that need not be kept: the garbage of keep-ali
 import contextlib
 import json
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -338,7 +337,3 @@ def _goodbye(rig: Rig, linux: Linux, flows: dict[int, Flow]) -> None:
     rig.drop()
     for raw in (rig.agent, rig.upstream):
         raw.replies()
-
-
-def by_port(flows: Iterable[Flow]) -> dict[int, Flow]:
-    return {flow.port: flow for flow in flows}

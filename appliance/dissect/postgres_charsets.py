@@ -1,0 +1,50 @@
+"""PostgreSQL's client encodings (PostgreSQL 18 documentation, 24.3.1 "Supported Character Sets") and Python's codecs.
+
+An encoding that is not here is read as UTF-8.
+"""
+
+from typing import Final
+
+CODECS: Final = {
+    "UTF8": "utf-8",
+    "UNICODE": "utf-8",
+    "SQL_ASCII": "utf-8",
+    "LATIN1": "iso8859-1",
+    "LATIN2": "iso8859-2",
+    "LATIN3": "iso8859-3",
+    "LATIN4": "iso8859-4",
+    "LATIN5": "iso8859-9",
+    "LATIN6": "iso8859-10",
+    "LATIN7": "iso8859-13",
+    "LATIN8": "iso8859-14",
+    "LATIN9": "iso8859-15",
+    "LATIN10": "iso8859-16",
+    "ISO_8859_5": "iso8859-5",
+    "ISO_8859_6": "iso8859-6",
+    "ISO_8859_7": "iso8859-7",
+    "ISO_8859_8": "iso8859-8",
+    "WIN866": "cp866",
+    "WIN874": "cp874",
+    "WIN1250": "cp1250",
+    "WIN1251": "cp1251",
+    "WIN1252": "cp1252",
+    "WIN1253": "cp1253",
+    "WIN1254": "cp1254",
+    "WIN1255": "cp1255",
+    "WIN1256": "cp1256",
+    "WIN1257": "cp1257",
+    "WIN1258": "cp1258",
+    "KOI8R": "koi8-r",
+    "KOI8U": "koi8-u",
+    "EUC_JP": "euc-jp",
+    "EUC_JIS_2004": "euc-jis-2004",
+    "SJIS": "cp932",
+    "SHIFT_JIS_2004": "shift-jis-2004",
+    "EUC_KR": "euc-kr",
+    "UHC": "cp949",
+    "JOHAB": "johab",
+    "EUC_CN": "gb2312",
+    "GBK": "gbk",
+    "GB18030": "gb18030",
+    "BIG5": "big5",
+}
