@@ -63,6 +63,7 @@ class Flow:
         self.holder: Identity | None = None  # of the lease
         self.identity: Identity | None = None  # who acts: the holder, or whom a token names
         self.lease = ""
+        self.refusal: Failure | None = None  # for which it gets no server
         self.match: Match | None = None
         self.touched = around.second  # when bytes last moved
         self.deadline = 0.0  # by when log-in must be done; 0: there is none

@@ -285,7 +285,8 @@ class Mediation:
             leg = await self._dial(command)
         except Failure as failure:
             self._flow.hang_up()
-            self._flow.note("unreachable", failure.text, {"reason": failure.reason})
+            if failure is not self._flow.refusal:
+                self._flow.note("unreachable", failure.text, {"reason": failure.reason})
             return self._mediator.dial_failed(failure.reason, failure.text)
         self._adopt(Direction.SERVER, leg)
         if isinstance(self._mediator, Routed):

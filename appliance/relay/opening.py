@@ -44,7 +44,7 @@ class Opening:
 
     def __init__(self, flow: Flow, refusal: Failure | None = None) -> None:
         self._flow = flow
-        self._refusal = refusal
+        flow.refusal = refusal
         self._around = flow.around
         self._address, self._port = flow.server
         self._tunnelled = False  # within an explicit proxy's tunnel
@@ -205,7 +205,7 @@ class Opening:
                 text = "the agent offers no protocol that this rule mediates: h2 or http/1.1"
                 await self._not_opened(hello, Failure("alpn", text))
                 return
-        if self._refusal is not None and rule.mode == "mediate":
+        if self._flow.refusal is not None and rule.mode == "mediate":
             chosen = next(iter(offer), "")
             await flow.secure_agent(hello.sni or self._address, None, chosen)
             flow.tell_tls(**offered(hello))
@@ -266,8 +266,8 @@ class Opening:
 
     async def _give(self, application: str, *, connected: bool = False, server_name: str = "") -> None:
         """To who speaks this application's protocol."""
-        if application == "ssh" and self._refusal is not None:
-            await ssh.refuse(self._flow, self._refusal.reason, self._refusal.text)
+        if application == "ssh" and self._flow.refusal is not None:
+            await ssh.refuse(self._flow, self._flow.refusal.reason, self._flow.refusal.text)
         elif application == "ssh":
             await ssh.serve(self._flow, self._connect, self._secret, self._seconds)
         else:
@@ -278,7 +278,7 @@ class Opening:
         try:
             secret = self._secret()
         except Failure as failure:  # which the agent can be told as soon as it has asked
-            self._refusal, connected = failure, False
+            flow.refusal, connected = failure, False
             flow.hang_up()
         context = Context(
             rule=flow.rule,
@@ -371,8 +371,8 @@ class Opening:
         return await self._flow.dial(self._address, self._port, self._flow.rule)
 
     def _check_refusal(self) -> None:
-        if self._refusal is not None:
-            raise self._refusal
+        if self._flow.refusal is not None:
+            raise self._flow.refusal
 
     async def _dial(self, command: Dial) -> Leg:
         self._check_refusal()

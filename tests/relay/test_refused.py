@@ -48,6 +48,7 @@ def test_too_many_connections_in_clear(begin: Begin, application: str, code: byt
         assert server.accepted <= MOST
     assert bytes(flow.data[1]) == told
     assert flow.refused == ["too-many-connections"]
+    assert not flow.notes_of("unreachable")
 
 
 @pytest.mark.parametrize(
