@@ -58,7 +58,7 @@ class Server:
         self._listener.close()
         for sock in list(self._open):
             try:
-                sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # its thread still has its TLS, and hears of the end
             except OSError:
                 continue
         self._accepting.join(10)
