@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from appliance.relay.http_head import Ambiguous, Framing, Request
+from appliance.relay.http_head import Ambiguous, Framing, Malformed, Request
 
 _AUTHORITY: Final = re.compile(rb"([A-Za-z0-9._~-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{0,5}))?")
 _ABSOLUTE: Final = re.compile(rb"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE)
+_OTHER: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]{0,31}://")
 PORTS: Final = {b"http": 80, b"https": 443}
 
 
@@ -29,7 +30,7 @@ class Target:
 
 
 def target_of(request: Request) -> Target:
-    """Raises `Ambiguous` where target and Host differ, or one of them is none."""
+    """Raises `Ambiguous` where target and Host differ, or one of them is none, `Malformed` for another scheme."""
     hosts = request.values(b"host")
     host, port = authority(hosts[0], "host") if hosts else ("", 0)
     target = request.target
@@ -47,6 +48,8 @@ def target_of(request: Request) -> Target:
     if target == b"*" and request.method == b"OPTIONS":
         return Target(host, port)
     found = _ABSOLUTE.fullmatch(target)
+    if found is None and _OTHER.match(target) and target.split(b":", 1)[0].lower() not in PORTS:
+        raise Malformed("a target of a scheme other than http and https")
     if found is None:
         raise Ambiguous("target", "a target of no form that HTTP knows")
     scheme, rest = found[1].lower(), found[3]

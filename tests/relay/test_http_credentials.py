@@ -301,3 +301,12 @@ def test_what_no_proxy_takes(asked: bytes) -> None:
     assert play.status == 400
     assert not play.to_server
     assert not play.tunnel
+
+
+@pytest.mark.parametrize(
+    ("target", "noted"), [(b"ftp://a/", []), (b"http//a/", ["smuggling"]), (b"a:80", ["smuggling"])]
+)
+def test_another_scheme_is_no_smuggling(target: bytes, noted: list[str]) -> None:
+    play = Play(proxied=True, identity=LEASE).agent(b"GET " + target + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert play.status == 400
+    assert [note.kind for note in play.notes] == noted
