@@ -322,7 +322,7 @@ class Relay(Section):
     handshake_timeout: Seconds = Field(15.0, description="for TLS, log-in and the connection to the server")
     idle_timeout: Seconds = Field(3600.0, description="a flow without bytes in either direction ends after this")
     max_connections_per_lease: Count = Field(
-        1024, description="relayed by one process at one time; the same for an address without a lease"
+        1024, description="relayed at one time; the same for an address without a lease"
     )
     max_connections: Count = Field(16384, description="relayed by one process at one time")
     drain: Seconds = Field(300.0, description="how long a process that was replaced goes on with its flows")

@@ -11,7 +11,6 @@ import resource
 import signal
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -37,6 +36,7 @@ from appliance.relay.recording import Recording
 from appliance.relay.resolve import Resolver
 from appliance.relay.route import Routes
 from appliance.relay.surroundings import Kernel, Surroundings
+from appliance.relay.tally import Tally
 from appliance.relay.tls import AgentTls, ServerTls
 from appliance.relay.who import Who
 from appliance.wire import clock
@@ -68,11 +68,11 @@ class Worker:
         self._boot = clock.boot_id()
         self._ended: asyncio.Future[int] = loop.create_future()
         self._flows: set[Flow] = set()
-        self._by_owner: Counter[str] = Counter()
         self._leaving = False  # taken out of the program's table
         self._draining = False  # and accepting nothing more
         self._accepted = 0
         self._writer, self.name = streams.take(settings)
+        self._tally = Tally(settings.data, self.name)
         self._who = Who(settings, loop)
         secrets = Secrets.open(settings, time.time_ns)
         current = ca.Current(settings.data, settings.node)
@@ -127,9 +127,9 @@ class Worker:
         lease, start = ("", 0) if known is None else known
         flow = Flow(self.around, agent, client, server, self._gone, proxied=proxied)
         flow.owner = lease or client[0]
-        most, here = self._settings.relay.max_connections_per_lease, self._by_owner[flow.owner]
+        most, here = self._settings.relay.max_connections_per_lease, self._tally.count(flow.owner)
         self._flows.add(flow)
-        self._by_owner[flow.owner] += 1
+        self._tally.add(flow.owner, 1)
         refusal: Failure | None = None
         if known is None:
             refusal = Failure("not-steered", "the program did not bring it here, or does not know it any more")
@@ -173,9 +173,7 @@ class Worker:
 
     def _gone(self, flow: Flow) -> None:
         self._flows.discard(flow)
-        self._by_owner[flow.owner] -= 1
-        if not self._by_owner[flow.owner]:
-            del self._by_owner[flow.owner]
+        self._tally.add(flow.owner, -1)
         if self._draining and not self._flows:
             self._end(0)
 
@@ -193,7 +191,7 @@ class Worker:
         tended = 0.0
         while True:
             self.around.second = self._loop.time()
-            for work in (self._tell_time, self._tend_kernel, self._end_late, self._publish):
+            for work in (self._tell_time, self._tally.refresh, self._tend_kernel, self._end_late, self._publish):
                 try:
                     work()
                 except (VerbatimError, OSError) as error:
@@ -329,6 +327,7 @@ class Worker:
         self.around.recording.commit()  # the last words of flows that ended in this turn
         with suppress(VerbatimError):
             streams.close(self._writer, self.name, time.time_ns())
+        self._tally.close()
         self._writer.close()
         status.withdraw(self._settings.data, self.name)
 

@@ -4,6 +4,7 @@ import socket
 import struct
 import subprocess
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.relay.running import TOKEN, Begin, Running, trusting
 from tests.relay.servers import Server, echo, read_all, server_context
 
 MOST = 2
+MEDIATED = {"application": "http", "mode": "mediate"}
 WORDS = b"more than 2 connections of one lease at one time"
 START_UP = b"\0\x03\0\0user\0app\0\0"
 
@@ -121,6 +123,24 @@ def test_who_does_not_ask_is_not_waited_for_beyond_as_many_again(begin: Begin) -
         with _within(relay), _within(relay, more=MOST), socket.create_connection(relay.address) as beyond:
             beyond.settimeout(2)
             assert beyond.recv(1) == b""
+
+
+def test_workers_count_together(tmp_path: Path) -> None:
+    rules = [{"to": "127.0.0.0/8", "protocol": "tcp", "lane": "relay", "unbound": True, "relay": MEDIATED}]
+    limits = {"max_connections_per_lease": MOST}
+    with Server(echo) as server, Running(tmp_path, rules, server.address, relay=limits) as one, _within(one):
+        with Running(tmp_path, rules, server.address, relay=limits) as other:
+            assert _asks(other).startswith(b"HTTP/1.1 429 ")
+        one.stop()
+        with Running(tmp_path, rules, server.address, relay=limits) as other:
+            assert not _asks(other).startswith(b"HTTP/1.1 429 ")
+
+
+def _asks(relay: Running) -> bytes:
+    with socket.create_connection(relay.address) as sock:
+        sock.settimeout(10)
+        sock.sendall(ASKED["http"])
+        return sock.recv(65536)
 
 
 def _within(relay: Running, more: int = 0) -> ExitStack:
