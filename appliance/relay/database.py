@@ -18,7 +18,6 @@ from appliance.relay.mediator import Command, Commands, Context, HangUp, Mediato
 CLIENT, SERVER = Direction.CLIENT, Direction.SERVER
 MAX_WORDS: Final = 1000  # characters of an error message
 TOKEN: Final = "token"  # noqa: S105
-_NOT_TRIED: Final = ("secret", "too-many-connections")  # reasons for which no server was asked
 
 
 class _Fed(Protocol):
@@ -56,8 +55,7 @@ class DatabaseMediator(Mediator, Generic[Code]):
         return self._run(self._connected)
 
     def dial_failed(self, reason: str, text: str) -> Commands:
-        tried = reason not in _NOT_TRIED
-        return self._end(reason, f"the gateway did not reach the server: {text}" if tried else text)
+        return self._end(reason, f"the gateway did not reach the server: {text}")
 
     def identified(self, identity: Identity) -> Commands:
         return self._run(self._identified)

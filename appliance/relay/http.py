@@ -69,6 +69,9 @@ class HttpMediator(Mediator):
     def dial_failed(self, reason: str, text: str) -> Commands:
         return cast(_Version, self._version).dial_failed(reason, text)
 
+    def refused(self, reason: str, text: str) -> Commands:
+        return cast(_Version, self._version).refused(reason, text)
+
     def identified(self, identity: Identity) -> Commands:
         return cast(_Version, self._version).identified(identity)
 

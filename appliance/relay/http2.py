@@ -122,8 +122,14 @@ class Http2(AgentFrames, Mediator):
         return out
 
     def dial_failed(self, reason: str, text: str) -> Commands:
-        """Requests that have come already are answered."""
-        self._unreachable = dial_status(reason), reason, text
+        return self._without_server(dial_status(reason), reason, text)
+
+    def refused(self, reason: str, text: str) -> Commands:
+        return self._without_server(status_of(reason), reason, text)
+
+    def _without_server(self, status: int, reason: str, text: str) -> Commands:
+        """Requests are answered, also those that come later."""
+        self._unreachable = status, reason, text
         out = self._server.open()
         if self._begun:
             self._drop(len(PREFACE), out)

@@ -24,7 +24,7 @@ def status_of(reason: str) -> int:
 
 def dial_status(reason: str) -> int:
     """For a server that could not be reached."""
-    return {"refused-by-rule": 403, "time-out": 504, "secret": 503, "too-many-connections": 429}.get(reason, 502)
+    return {"refused-by-rule": 403, "time-out": 504, "secret": 503}.get(reason, 502)
 
 
 def answer(status: int, text: str, *, close: bool, bare: bool = False) -> bytes:

@@ -285,8 +285,9 @@ class Mediation:
             leg = await self._dial(command)
         except Failure as failure:
             self._flow.hang_up()
-            if failure is not self._flow.refusal:
-                self._flow.note("unreachable", failure.text, {"reason": failure.reason})
+            if failure is self._flow.refusal:
+                return self._mediator.refused(failure.reason, failure.text)
+            self._flow.note("unreachable", failure.text, {"reason": failure.reason})
             return self._mediator.dial_failed(failure.reason, failure.text)
         self._adopt(Direction.SERVER, leg)
         if isinstance(self._mediator, Routed):

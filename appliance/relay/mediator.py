@@ -56,7 +56,7 @@ class Say:
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Connect to the server. `host` empty: the original destination. Answered by `dialled` or `dial_failed`.
+    """Connect to the server. `host` empty: the original destination. Answered by `dialled`, `dial_failed` or `refused`.
 
     `tls`: begin with TLS; `server_name` and `alpn` as the agent offered them. `host` is a name or an address that a
     rule must allow (explicit proxy); the rules are asked again. One connection at a time: a former one must be closed.
@@ -209,6 +209,10 @@ class Mediator(Protocol):
     def dial_failed(self, reason: str, text: str) -> Commands:
         """`reason`: `refused-by-rule`, `unreachable`, `time-out`, `certificate`, `tls`."""
         ...
+
+    def refused(self, reason: str, text: str) -> Commands:
+        """Answers `Dial`, too: this flow gets no server (`too-many-connections`, `secret`)."""
+        return self.stop(reason, text)
 
     def secured(self, peer: Direction) -> Commands:
         """TLS with this peer is up, as `StartTls` asked; a failure ends the flow."""

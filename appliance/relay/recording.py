@@ -249,7 +249,7 @@ class Recording:
         for call in waiting:
             try:
                 call()
-            except Exception:  # as in `_finish`
+            except Exception:  # a fault of one flow takes nothing from the others
                 log.exception("flow-failed")
 
 

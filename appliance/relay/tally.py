@@ -1,7 +1,7 @@
 """How many flows each owner (a lease, or an address without one) has at all workers together.
 
 The kernel spreads an agent's connections over the workers, of two generations for a while, and a lease's limit holds
-for all of them. Each worker has a file in `DATA/state/relay-flows/` that all map into memory: a table of owners and
+for all of them. Each worker has a file in `DATA/run/relay-flows/` that all map into memory: a table of owners and
 counts, written by that worker alone, which holds a lock on it for as long as it lives. So a worker that was killed
 counts no more, and nobody waits for anybody.
 """
@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from appliance.status import run_folder
+
 SLOTS: Final = 8192
 TRIED: Final = 16  # slots in which an owner may be; one that finds none is counted by its own worker only
 _SLOT: Final = struct.Struct("<QQ")  # hash of the owner, flows
@@ -26,8 +28,8 @@ class Tally:
     """The table of the worker that writes the stream `name`, and those of the others as of the last `refresh`."""
 
     def __init__(self, data: Path, name: str) -> None:
-        self._folder = data / "state" / "relay-flows"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder = run_folder(data) / "relay-flows"
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         self._own: Counter[str] = Counter()
         self._others: dict[str, tuple[int, mmap.mmap]] = {}  # by name: which file, and its table
         self._name = name

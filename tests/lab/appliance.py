@@ -164,7 +164,15 @@ class Appliance:
     def start(self) -> None:
         """Start, and wait until it says of itself that every part works."""
         command = [str(PYTHON), "-m", "appliance", "up", "--config", str(self.config)]
+        before = self._api()
         self._process = self.lab.gateway.popen(command)
+        process = self._process
+
+        def tells() -> bool:
+            process.check()
+            return self._api() != before
+
+        until(tells, f"its own API, and no former one, is there; {self.output()}", START_SECONDS)
         self.wait()
         fetched = self.lab.agent(1).run(["curl", "-sSk", f"{self.url()}/v1/ca.crt"])
         told = json.loads(self.verbatim("ca", "--json").output)
@@ -173,6 +181,11 @@ class Appliance:
             raise AssertionError("the certificate that the agents fetched is not the appliance's")
         self.ca.write_text(fetched.output)
         self.trust.write_text(fetched.output + self.lab.pki.certificate.read_text())
+
+    def _api(self) -> int:
+        """Process id of the API that published itself last; 0: none did."""
+        found = status.read(self.data).get("api")
+        return found.pid if found else 0
 
     def wait(self) -> None:
         """Until /healthz is fine."""

@@ -77,7 +77,7 @@ def test_a_worker_that_was_killed_counts_no_more(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
         one.refresh()
         assert one.count(LEASE) == 0
-        assert [path.name for path in (tmp_path / "state" / "relay-flows").iterdir()] == ["relay-0"]
+        assert [path.name for path in (tmp_path / "run" / "relay-flows").iterdir()] == ["relay-0"]
 
 
 def test_its_successor_of_the_same_name_begins_anew(tmp_path: Path) -> None:

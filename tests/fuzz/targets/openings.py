@@ -216,6 +216,9 @@ class Whims:
     def dial_failed(self, reason: str, text: str) -> Commands:
         return self._say()
 
+    def refused(self, reason: str, text: str) -> Commands:
+        return self._say()
+
     def secured(self, peer: Direction) -> Commands:
         return self._say()
 
